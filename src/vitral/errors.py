@@ -1,0 +1,106 @@
+"""Every error that Vitral raises, as one tree.
+
+VitralError                     anything that is the caller's to put right
+├── SettingsError               an environment variable or option has a value that cannot be used
+├── HardwareError               this machine cannot do what was asked (instruction set, memory)
+├── SpecError                   an architecture that contradicts itself, or that we do not run
+│   └── UnsupportedArchitecture   a model of another family (Qwen2, Gemma, ...)
+├── FormatError                 bytes that are not what they claim to be
+│   ├── TruncatedFile             the file ends before its own header says it does
+│   ├── UnsafeFile                the file asks for something that a model file has no need of
+│   └── TensorMismatch            a tensor is missing, left over, or of the wrong shape
+├── TokenizerError              a vocabulary that cannot be read, an id that does not exist
+│   └── TemplateError             a chat template that fails, or wants too much
+├── RequestError                a generation request that cannot be served as asked
+│   └── ContextOverflow           prompt and answer do not fit the context
+└── HubError                    a model that cannot be found, fetched or verified
+    ├── ModelNotFound             no such path, short name or repository
+    └── DigestMismatch            the bytes are not the ones that were promised
+
+A message says what was found, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ContextOverflow",
+    "DigestMismatch",
+    "FormatError",
+    "HardwareError",
+    "HubError",
+    "ModelNotFound",
+    "RequestError",
+    "SettingsError",
+    "SpecError",
+    "TemplateError",
+    "TensorMismatch",
+    "TokenizerError",
+    "TruncatedFile",
+    "UnsafeFile",
+    "UnsupportedArchitecture",
+    "VitralError",
+]
+
+
+class VitralError(Exception):
+    """Anything that is the caller's to put right: one line, no traceback, exit code 2."""
+
+
+class SettingsError(VitralError):
+    """An environment variable or an option has a value that cannot be used."""
+
+
+class HardwareError(VitralError):
+    """This machine cannot do what was asked."""
+
+
+class SpecError(VitralError):
+    """An architecture that contradicts itself, or a field that nobody knows."""
+
+
+class UnsupportedArchitecture(SpecError):
+    """A model of a family that Vitral does not run."""
+
+
+class FormatError(VitralError):
+    """Bytes that are not what they claim to be."""
+
+
+class TruncatedFile(FormatError):
+    """The file ends before its own header says it does."""
+
+
+class UnsafeFile(FormatError):
+    """The file asks for something that a model file has no need of."""
+
+
+class TensorMismatch(FormatError):
+    """A tensor is missing, left over, or of the wrong shape or type."""
+
+
+class TokenizerError(VitralError):
+    """A vocabulary that cannot be read, or an id that does not exist."""
+
+
+class TemplateError(TokenizerError):
+    """A chat template that fails, or that wants too much time or space."""
+
+
+class RequestError(VitralError):
+    """A generation request that cannot be served as asked."""
+
+
+class ContextOverflow(RequestError):
+    """Prompt and answer together do not fit the context."""
+
+
+class HubError(VitralError):
+    """A model that cannot be found, fetched or verified."""
+
+
+class ModelNotFound(HubError):
+    """No file, folder, short name or repository goes by this name."""
+
+
+class DigestMismatch(HubError):
+    """The bytes are not the ones that were promised."""

@@ -1,0 +1,260 @@
+"""The numeric law: which float32 operations happen, in which order.
+
+`reference.py` is written in these functions and every kernel must give their bits. They make
+a result independent of batch, chunk, cache, thread count and instruction set:
+
+- `fma` rounds once. Plain `+ - * /` and square root round once each, as IEEE 754 says.
+- A sum has 16 lanes: lane j takes the elements whose position is j modulo 16, in ascending
+  order, starting from zero; then lanes merge by halves (0..7 with 8..15, 0..3 with 4..7, ...).
+- A product with a quantised weight is exact in integers inside a group of 16 or 32 columns;
+  over the groups it is one chain of `fma`, groups ascending.
+- Activations meet a quantised weight as 8-bit integers, one scale for each row and 32 columns.
+
+All arrays are float32 unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "BLOCK",
+    "LANES",
+    "SPLIT",
+    "F32",
+    "I8",
+    "Quantised",
+    "attention_scores",
+    "attention_z",
+    "exp",
+    "fma",
+    "lane_sum",
+    "linear",
+    "quantise_rows",
+    "rms_scale",
+    "silu",
+    "softmax",
+    "top_k",
+]
+
+F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
+
+LANES = 16  # partial sums of every float sum
+BLOCK = 32  # columns that share one activation scale
+SPLIT = 256  # keys that attention sums before merging, by absolute position
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A weight matrix of N rows and K columns as integers with scales.
+
+    The value at column k of group g = k // group is `scales[g] * codes[k] + minima[g]`
+    (no minima: nothing is added), rounded after the product and after the sum.
+
+    codes: int8 (N, K). scales: float32 (N, K / group). minima: the same, or None.
+    group: 16 or 32 columns.
+    """
+
+    codes: I8
+    scales: F32
+    minima: F32 | None
+    group: int
+
+    def dequantize(self) -> F32:
+        """The values, float32 (N, K)."""
+        values = self.codes.astype(np.float32) * np.repeat(self.scales, self.group, axis=1)
+        if self.minima is not None:
+            values += np.repeat(self.minima, self.group, axis=1)
+        return values
+
+
+def fma(a: F32, b: F32, c: F32) -> F32:
+    """`a * b + c` rounded once to float32.
+
+    The product is exact in float64; the sum is rounded there to odd, which keeps the second
+    rounding honest (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+
+    >>> float(fma(np.float32(1 + 2**-12), np.float32(1 - 2**-12), np.float32(-1))) == -(2.0**-24)
+    True
+    """
+    product = np.multiply(a, b, dtype=np.float64)
+    addend = np.asarray(c, np.float64)
+    total = np.asarray(product + addend)
+    with np.errstate(invalid="ignore"):
+        part = total - product
+        lost = (product - (total - part)) + (addend - part)
+    bits = total.view(np.int64)
+    inexact = (lost != 0) & (bits & 1 == 0) & np.isfinite(total) & np.isfinite(lost)
+    step = np.where((lost > 0) == (total > 0), 1, -1)
+    odd = np.where(inexact, bits + step, bits).view(np.float64)
+    with np.errstate(over="ignore"):
+        return odd.astype(np.float32)
+
+
+def lane_sum(x: F32) -> F32:
+    """Sum over the last axis in LANES lanes; (..., n) to (...)."""
+    lanes = np.zeros((*x.shape[:-1], LANES), np.float32)
+    for column in _columns(x):
+        lanes = lanes + column
+    return _merge(lanes)
+
+
+def rms_scale(x: F32, eps: float) -> F32:
+    """Root of the mean square plus `eps`; (..., C) to (..., 1). RMSNorm, arXiv 1910.07467."""
+    lanes = np.zeros((*x.shape[:-1], LANES), np.float32)
+    for column in _columns(x):
+        lanes = fma(column, column, lanes)
+    mean = _merge(lanes) / np.float32(x.shape[-1])
+    return np.sqrt(mean + np.float32(eps))[..., None]
+
+
+# exp(r) on |r| <= ln(2) / 2 as 1 + r + r^2 * polynomial(r): coefficients of Cephes' expf
+# (S. Moshier, 1989), highest power first.
+_EXP = [np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)]  # fmt: skip
+_LOG2_E = np.float32(1.44269504088896341)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_EXP_LOWEST, _EXP_HIGHEST = np.float32(-87.0), np.float32(88.0)
+
+
+def exp(x: F32) -> F32:
+    """The exponential, one polynomial everywhere; within 2 units in the last place.
+
+    Below -87 it is 0, above 88 it is exp(88); NaN stays NaN.
+
+    >>> float(exp(np.float32(0)))
+    1.0
+    """
+    x = np.asarray(x, np.float32)
+    t = np.minimum(np.maximum(x, _EXP_LOWEST), _EXP_HIGHEST)
+    n = np.rint(t * _LOG2_E)
+    r = fma(n, -_LN2_LOW, fma(n, -_LN2_HIGH, t))
+    p = np.broadcast_to(_EXP[0], r.shape)
+    for coefficient in _EXP[1:]:
+        p = fma(p, r, np.broadcast_to(coefficient, r.shape))
+    y = fma(p, r * r, r) + np.float32(1)
+    with np.errstate(invalid="ignore"):
+        power = ((n.astype(np.int32) + 127) << 23).view(np.float32)
+    y = np.where(np.isnan(x), x, y * power)
+    return np.where(x < _EXP_LOWEST, np.float32(0), y).astype(np.float32)
+
+
+def silu(x: F32) -> F32:
+    """`x / (1 + exp(-x))`, elementwise."""
+    return x / (np.float32(1) + exp(-x))
+
+
+def softmax(x: F32) -> F32:
+    """Softmax over the last axis; minus infinity gets 0.
+
+    The sum runs in lanes inside splits of SPLIT elements; split sums are added in ascending order.
+    """
+    p = exp(x - x.max(axis=-1, keepdims=True))
+    total = np.zeros(x.shape[:-1], np.float32)
+    for start in range(0, x.shape[-1], SPLIT):
+        total = total + lane_sum(p[..., start : start + SPLIT])
+    return p * (np.float32(1) / total)[..., None]
+
+
+def attention_scores(q: F32, k: F32) -> F32:
+    """Scaled dot products of queries (..., T, D) and keys (..., S, D): (..., T, S).
+
+    One chain of fma over D, ascending; then times 1 / sqrt(D).
+    """
+    scores = np.zeros((*q.shape[:-1], k.shape[-2]), np.float32)
+    for d in range(q.shape[-1]):
+        scores = fma(q[..., :, None, d], k[..., None, :, d], scores)
+    return scores * np.float32(1 / math.sqrt(q.shape[-1]))
+
+
+def attention_z(pattern: F32, v: F32) -> F32:
+    """Mix of values: pattern (..., T, S) by v (..., S, D) gives (..., T, D).
+
+    One chain of fma over the keys of a split, ascending; split sums are added in ascending order.
+    """
+    z = np.zeros((*pattern.shape[:-1], v.shape[-1]), np.float32)
+    for start in range(0, pattern.shape[-1], SPLIT):
+        part = np.zeros_like(z)
+        for s in range(start, min(start + SPLIT, pattern.shape[-1])):
+            part = fma(pattern[..., :, s, None], v[..., None, s, :], part)
+        z = z + part
+    return z
+
+
+def quantise_rows(x: F32) -> tuple[I8, F32]:
+    """Activations (..., K) as codes int8 (..., K) and scales (..., K / BLOCK).
+
+    Scale = largest magnitude / 127; code = x * (127 / largest magnitude), rounded to nearest,
+    ties to even. An all-zero block has scale 0; one with an infinity or a NaN has scale NaN and
+    codes 0, so that what it touches becomes NaN and cannot pass for a number. K is a multiple
+    of BLOCK.
+    """
+    blocks = x.reshape(*x.shape[:-1], -1, BLOCK)
+    largest = np.abs(blocks).max(axis=-1)
+    finite = np.isfinite(largest)
+    safe = np.where(finite, largest, np.float32(0))
+    with np.errstate(over="ignore", divide="ignore"):
+        inverse = np.where(safe > 0, np.float32(127) / safe, np.float32(0))
+    usable = np.isfinite(inverse)  # a largest magnitude below 2^-121 has no finite inverse: it counts as zero
+    inverse = np.where(usable, inverse, np.float32(0))
+    scales = np.where(usable, safe / np.float32(127), np.float32(0))
+    scales = np.where(finite, scales, np.float32(np.nan))
+    codes = np.rint(np.where(finite[..., None], blocks, np.float32(0)) * inverse[..., None])
+    return codes.astype(np.int8).reshape(x.shape), scales
+
+
+def linear(w: Quantised | F32, x: F32) -> F32:
+    """`x @ w.T` for activations (T, K) and a weight of N rows: (T, N)."""
+    return _linear_quantised(w, x) if isinstance(w, Quantised) else _linear_float(w, x)
+
+
+def _linear_quantised(w: Quantised, x: F32) -> F32:
+    codes, scales = quantise_rows(x)
+    main = np.zeros((x.shape[0], w.codes.shape[0]), np.float32)
+    low = np.zeros_like(main)
+    for g in range(x.shape[1] // w.group):
+        columns = slice(g * w.group, (g + 1) * w.group)
+        a = codes[:, columns].astype(np.float32)  # (T, group)
+        s = scales[:, g * w.group // BLOCK, None]  # (T, 1)
+        dots = a @ w.codes[:, columns].astype(np.float32).T  # integers below 2^24: exact in any order
+        main = fma(dots, w.scales[None, :, g] * s, main)
+        if w.minima is not None:
+            low = fma(s * a.sum(axis=1, keepdims=True), w.minima[None, :, g], low)
+    return main + low if w.minima is not None else main
+
+
+def _linear_float(w: F32, x: F32) -> F32:
+    out = np.empty((x.shape[0], w.shape[0]), np.float32)
+    rows = max(1, (1 << 21) // (max(1, x.shape[0]) * LANES))
+    columns = list(_columns(x))
+    for start in range(0, w.shape[0], rows):
+        some = w[start : start + rows]
+        lanes = np.zeros((x.shape[0], some.shape[0], LANES), np.float32)
+        for mine, theirs in zip(columns, _columns(some), strict=True):
+            lanes = fma(mine[:, None], theirs[None], lanes)
+        out[:, start : start + rows] = _merge(lanes)
+    return out
+
+
+def top_k(x: F32, k: int) -> NDArray[np.int32]:
+    """Positions of the k largest over the last axis, largest first; of equals the lower position wins."""
+    return np.argsort(-x, axis=-1, kind="stable")[..., :k].astype(np.int32)
+
+
+def _columns(x: F32) -> list[F32]:
+    """The last axis in pieces of LANES, zeros behind its end."""
+    missing = -x.shape[-1] % LANES
+    if missing:
+        x = np.concatenate([x, np.zeros((*x.shape[:-1], missing), np.float32)], axis=-1)
+    return [x[..., i : i + LANES] for i in range(0, x.shape[-1], LANES)]
+
+
+def _merge(lanes: F32) -> F32:
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
