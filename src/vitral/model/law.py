@@ -65,6 +65,12 @@ class Quantised:
     minima: F32 | None
     group: int
 
+    def rows(self, which: NDArray[np.int64]) -> Quantised:
+        """The named rows alone."""
+        return Quantised(
+            self.codes[which], self.scales[which], None if self.minima is None else self.minima[which], self.group
+        )
+
     def dequantize(self) -> F32:
         """The values, float32 (N, K)."""
         values = self.codes.astype(np.float32) * np.repeat(self.scales, self.group, axis=1)
@@ -110,7 +116,7 @@ def rms_scale(x: F32, eps: float) -> F32:
     for column in _columns(x):
         lanes = fma(column, column, lanes)
     mean = _merge(lanes) / np.float32(x.shape[-1])
-    return np.sqrt(mean + np.float32(eps))[..., None]
+    return np.asarray(np.sqrt(mean + np.float32(eps)), np.float32)[..., None]
 
 
 # exp(r) on |r| <= ln(2) / 2 as 1 + r + r^2 * polynomial(r): coefficients of Cephes' expf
@@ -132,7 +138,7 @@ def exp(x: F32) -> F32:
     x = np.asarray(x, np.float32)
     t = np.minimum(np.maximum(x, _EXP_LOWEST), _EXP_HIGHEST)
     n = np.rint(t * _LOG2_E)
-    r = fma(n, -_LN2_LOW, fma(n, -_LN2_HIGH, t))
+    r = fma(n, np.asarray(-_LN2_LOW), fma(n, np.asarray(-_LN2_HIGH), t))
     p = np.broadcast_to(_EXP[0], r.shape)
     for coefficient in _EXP[1:]:
         p = fma(p, r, np.broadcast_to(coefficient, r.shape))

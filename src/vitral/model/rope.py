@@ -1,0 +1,93 @@
+"""Rotary position embedding: how far each pair of a head turns at each position.
+
+Source: RoFormer (Su et al. 2021, arXiv 2104.09864) and, for longer contexts, the scalings
+named in `RopeSpec`. Angles are computed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitral.model.law import F32
+from vitral.model.spec import ModelSpec, RopeSpec
+
+T = TypeVar("T")
+
+__all__ = ["frequencies", "rotate", "tables"]
+
+
+def frequencies(rope: RopeSpec, head_dim: int, context_length: int) -> NDArray[np.float64]:
+    """Radians per position of each pair, (D / 2,).
+
+    `context_length` counts for the scaling `dynamic` alone, whose base grows with the length that
+    the session was opened for; it is fixed for a session so that a token's angle never depends on
+    what comes after it.
+    """
+    pairs = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    plain = rope.theta**-pairs
+    match rope.scaling:
+        case "none":
+            return plain
+        case "linear":
+            return plain / _known(rope.factor)
+        case "factors":
+            return plain / np.array(_known(rope.factors), np.float64)
+        case "dynamic":
+            return _dynamic_base(rope, head_dim, context_length) ** -pairs
+        case "llama3":
+            return _llama3(rope, plain)
+        case "yarn":
+            return _yarn(rope, plain, head_dim)
+
+
+def tables(spec: ModelSpec, n_positions: int, context_length: int) -> tuple[F32, F32]:
+    """Cosines and sines, each (n_positions, D / 2); yarn's attention factor is in both."""
+    turns = frequencies(spec.rope, spec.head_dim, context_length)
+    angles = np.arange(n_positions, dtype=np.float64)[:, None] * turns
+    size = spec.rope.attention_factor or 1.0
+    return (np.cos(angles) * size).astype(np.float32), (np.sin(angles) * size).astype(np.float32)
+
+
+def rotate(x: F32, cos: F32, sin: F32) -> F32:
+    """Turn the pairs (d, d + D / 2) of x (T, heads, D) by the rows of cos and sin (T, D / 2)."""
+    first, second = np.split(x, 2, axis=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _dynamic_base(rope: RopeSpec, head_dim: int, context_length: int) -> float:
+    factor, original = _known(rope.factor), _known(rope.original_context)
+    if context_length <= original or head_dim == 2:
+        return rope.theta
+    growth = factor * context_length / original - (factor - 1)
+    return float(rope.theta * growth ** (head_dim / (head_dim - 2)))
+
+
+def _llama3(rope: RopeSpec, plain: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Llama 3.1: slow pairs are stretched, fast ones kept, those between are blended."""
+    low, high = _known(rope.low_freq_factor), _known(rope.high_freq_factor)
+    turns = _known(rope.original_context) * plain / (2 * math.pi)  # full turns in the original context
+    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return plain * (blend + (1 - blend) / _known(rope.factor))
+
+
+def _yarn(rope: RopeSpec, plain: NDArray[np.float64], head_dim: int) -> NDArray[np.float64]:
+    """YaRN (arXiv 2309.00071, section 3.2): a ramp over the pairs between two numbers of turns."""
+
+    def pair_with(turns: float) -> float:
+        span = _known(rope.original_context) / (turns * 2 * math.pi)
+        return head_dim * math.log(span) / (2 * math.log(rope.theta))
+
+    first = max(math.floor(pair_with(_known(rope.beta_fast))), 0)
+    last = min(math.ceil(pair_with(_known(rope.beta_slow))), head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2) - first) / max(last - first, 0.001), 0.0, 1.0)
+    return plain * (1 - ramp) + plain / _known(rope.factor) * ramp
+
+
+def _known(value: T | None) -> T:
+    assert value is not None  # RopeSpec has checked it for this scaling
+    return value
