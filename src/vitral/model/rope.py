@@ -1,12 +1,14 @@
 """Rotary position embedding: how far each pair of a head turns at each position.
 
 Source: RoFormer (Su et al. 2021, arXiv 2104.09864) and, for longer contexts, the scalings
-named in `RopeSpec`. Angles are computed in float64 and rounded once.
+named in `RopeSpec`. Angles are computed in float64 and rounded once. Powers, sines and cosines
+are ours, not the machine's library's, whose last bits differ from one machine to the next.
 """
 
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
 from typing import TypeVar
 
 import numpy as np
@@ -27,8 +29,7 @@ def frequencies(rope: RopeSpec, head_dim: int, context_length: int) -> NDArray[n
     the session was opened for; it is fixed for a session so that a token's angle never depends on
     what comes after it.
     """
-    pairs = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-    plain = rope.theta**-pairs
+    plain = _powers(rope.theta, head_dim)
     match rope.scaling:
         case "none":
             return plain
@@ -37,7 +38,7 @@ def frequencies(rope: RopeSpec, head_dim: int, context_length: int) -> NDArray[n
         case "factors":
             return plain / np.array(_known(rope.factors), np.float64)
         case "dynamic":
-            return _dynamic_base(rope, head_dim, context_length) ** -pairs
+            return _powers(_dynamic_base(rope, head_dim, context_length), head_dim)
         case "llama3":
             return _llama3(rope, plain)
         case "yarn":
@@ -47,9 +48,9 @@ def frequencies(rope: RopeSpec, head_dim: int, context_length: int) -> NDArray[n
 def tables(spec: ModelSpec, n_positions: int, context_length: int) -> tuple[F32, F32]:
     """Cosines and sines, each (n_positions, D / 2); yarn's attention factor is in both."""
     turns = frequencies(spec.rope, spec.head_dim, context_length)
-    angles = np.arange(n_positions, dtype=np.float64)[:, None] * turns
+    cos, sin = _cos_sin(np.arange(n_positions, dtype=np.float64)[:, None] * turns)
     size = spec.rope.attention_factor or 1.0
-    return (np.cos(angles) * size).astype(np.float32), (np.sin(angles) * size).astype(np.float32)
+    return (cos * size).astype(np.float32), (sin * size).astype(np.float32)
 
 
 def rotate(x: F32, cos: F32, sin: F32) -> F32:
@@ -59,12 +60,41 @@ def rotate(x: F32, cos: F32, sin: F32) -> F32:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+def _powers(theta: float, head_dim: int) -> NDArray[np.float64]:
+    """theta^(-2d / D) for d from 0 to D / 2 - 1, rounded from 40 digits."""
+    with localcontext() as context:
+        context.prec = 40
+        base = Decimal(theta)
+        return np.array([float(base ** (-Decimal(2 * d) / head_dim)) for d in range(head_dim // 2)])
+
+
+# Half pi in three parts, the first two of 33 bits, so that their product with a whole number below
+# 2^20 is exact in float64 (Cody and Waite, "Software Manual for the Elementary Functions", 1980).
+_HALF_PI = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21)
+
+
+def _cos_sin(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Cosine and sine of angles up to a million radians, by Taylor's series on an eighth of a turn."""
+    quarter = np.rint(x * (2 / math.pi))
+    r = ((x - quarter * _HALF_PI[0]) - quarter * _HALF_PI[1]) - quarter * _HALF_PI[2]
+    square = r * r
+    cos, sin = np.zeros_like(r), np.zeros_like(r)
+    for n in range(9, -1, -1):
+        cos = cos * square + (-1) ** n / math.factorial(2 * n)
+        sin = sin * square + (-1) ** n / math.factorial(2 * n + 1)
+    sin *= r
+    turn = quarter.astype(np.int64) & 3
+    swap = turn & 1 == 1
+    c, s = np.where(swap, sin, cos), np.where(swap, cos, sin)
+    return np.where((turn == 1) | (turn == 2), -c, c), np.where(turn >= 2, -s, s)
+
+
 def _dynamic_base(rope: RopeSpec, head_dim: int, context_length: int) -> float:
     factor, original = _known(rope.factor), _known(rope.original_context)
     if context_length <= original or head_dim == 2:
         return rope.theta
-    growth = factor * context_length / original - (factor - 1)
-    return float(rope.theta * growth ** (head_dim / (head_dim - 2)))
+    growth = Decimal(factor) * context_length / original - (Decimal(factor) - 1)
+    return float(Decimal(rope.theta) * growth ** (Decimal(head_dim) / (head_dim - 2)))
 
 
 def _llama3(rope: RopeSpec, plain: NDArray[np.float64]) -> NDArray[np.float64]:
