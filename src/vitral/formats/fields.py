@@ -1,0 +1,67 @@
+"""Reading a foreign configuration to the last field: what is unknown is an error, not a guess."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from vitral.errors import SpecError
+
+__all__ = ["Fields"]
+
+_MISSING = object()
+
+
+class Fields:
+    """A configuration of which every field is read, known to be harmless, or refused.
+
+    `where` names the file in messages; `harmless` maps fields without effect on the numbers to
+    the reason why.
+    """
+
+    def __init__(self, where: str, values: Mapping[str, Any], harmless: Mapping[str, str]) -> None:
+        self.where, self.values, self.harmless = where, values, harmless
+        self.read: set[str] = set()
+
+    def get(self, name: str, kind: type, default: Any = _MISSING) -> Any:
+        """The field as `kind` (int, float, bool, str, dict); a missing one or null gives the default.
+
+        Raises SpecError where it is missing without a default, or of another kind.
+        """
+        self.read.add(name)
+        value = self.values.get(name)
+        if value is None:
+            if default is _MISSING:
+                raise SpecError(f"{self.where}: {name} is missing{self._near(name)}")
+            return default
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            raise SpecError(f"{self.where}: {name} is {value!r}; allowed: {_KINDS.get(kind, kind.__name__)}")
+        return value
+
+    def must_be(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
+        """Refuse a field whose value changes the architecture into one that we do not run."""
+        self.read.add(name)
+        value = self.values.get(name, allowed[0])
+        if value not in allowed:
+            wanted = " or ".join(repr(a) for a in allowed)
+            raise SpecError(f"{self.where}: {name} is {value!r}; Vitral runs {wanted} only ({why})")
+
+    def finish(self) -> None:
+        """Raise SpecError for the first field that nobody read and that is not listed as harmless."""
+        for name in self.values:
+            if name not in self.read and name not in self.harmless:
+                raise SpecError(
+                    f"{self.where}: field {name!r} (value {str(self.values[name])[:60]!r}) is unknown{self._near(name)}; "
+                    "it may change what the model computes, so it is not ignored"
+                )
+
+    def _near(self, name: str) -> str:
+        known = [*self.read, *self.harmless, *self.values]
+        near = difflib.get_close_matches(name, [k for k in known if k != name], n=1)
+        return f"; the nearest known one is {near[0]!r}" if near else ""
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object"}

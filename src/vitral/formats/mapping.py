@@ -1,0 +1,404 @@
+"""Foreign names and settings to ours and back: the one home of every dialect.
+
+For each layout: its configuration as a ModelSpec, and its tensor names as canonical ones. Query
+and key rows that keep rotary pairs side by side are named by `pairs`; `rows.py` reorders them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vitral.errors import SpecError, UnsupportedArchitecture
+from vitral.formats.fields import Fields
+from vitral.model.spec import ModelSpec, MoeSpec, RopeSpec
+
+__all__ = [
+    "canonical_from_gguf",
+    "canonical_from_hf",
+    "canonical_from_meta",
+    "spec_from_gguf",
+    "spec_from_hf",
+    "spec_from_meta",
+    "spec_from_mistral",
+]
+
+FAMILIES = "Llama 1/2/3.x, Mistral, Mixtral and models of the same architecture"
+
+_INNER = {"gate": "gate", "up": "up", "down": "down"}
+
+# --- GGUF -------------------------------------------------------------------------------------
+
+_GGUF_HARMLESS = {
+    "llama.vocab_size": "read from the embedding",
+    "llama.rope.scaling.finetuned": "says how the model was trained",
+    "llama.expert_gating_func": "softmax, checked apart",
+}
+_GGUF_TENSORS = [
+    (r"token_embd\.weight", "embed.weight"),
+    (r"output_norm\.weight", "ln_final.weight"),
+    (r"output\.weight", "unembed.weight"),
+    (r"blk\.(\d+)\.attn_norm\.weight", r"blocks.\1.ln1.weight"),
+    (r"blk\.(\d+)\.attn_(q|k|v)\.weight", r"blocks.\1.attn.\2.weight"),
+    (r"blk\.(\d+)\.attn_output\.weight", r"blocks.\1.attn.o.weight"),
+    (r"blk\.(\d+)\.ffn_norm\.weight", r"blocks.\1.ln2.weight"),
+    (r"blk\.(\d+)\.ffn_(gate|up|down)\.weight", r"blocks.\1.mlp.\2.weight"),
+    (r"blk\.(\d+)\.ffn_gate_inp\.weight", r"blocks.\1.mlp.router.weight"),
+    (r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight", r"blocks.\1.mlp.experts.\3.\2.weight"),
+    (r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight", r"blocks.\1.mlp.experts.*.\2.weight"),
+]
+_HF_TENSORS = [
+    (r"model\.embed_tokens\.weight", "embed.weight"),
+    (r"model\.norm\.weight", "ln_final.weight"),
+    (r"lm_head\.weight", "unembed.weight"),
+    (r"model\.layers\.(\d+)\.input_layernorm\.weight", r"blocks.\1.ln1.weight"),
+    (r"model\.layers\.(\d+)\.self_attn\.([qkvo])_proj\.weight", r"blocks.\1.attn.\2.weight"),
+    (r"model\.layers\.(\d+)\.post_attention_layernorm\.weight", r"blocks.\1.ln2.weight"),
+    (r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight", r"blocks.\1.mlp.\2.weight"),
+    (r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.gate\.weight", r"blocks.\1.mlp.router.weight"),
+    (r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.(\d+)\.w1\.weight", r"blocks.\1.mlp.experts.\2.gate.weight"),
+    (r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.(\d+)\.w2\.weight", r"blocks.\1.mlp.experts.\2.down.weight"),
+    (r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.(\d+)\.w3\.weight", r"blocks.\1.mlp.experts.\2.up.weight"),
+    (r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj", r"blocks.\1.mlp.experts.*.gate+up.weight"),
+    (r"model\.layers\.(\d+)\.mlp\.experts\.down_proj", r"blocks.\1.mlp.experts.*.down.weight"),
+]
+_META_TENSORS = [
+    (r"tok_embeddings\.weight", "embed.weight"),
+    (r"norm\.weight", "ln_final.weight"),
+    (r"output\.weight", "unembed.weight"),
+    (r"layers\.(\d+)\.attention_norm\.weight", r"blocks.\1.ln1.weight"),
+    (r"layers\.(\d+)\.attention\.w([qkvo])\.weight", r"blocks.\1.attn.\2.weight"),
+    (r"layers\.(\d+)\.ffn_norm\.weight", r"blocks.\1.ln2.weight"),
+    (r"layers\.(\d+)\.feed_forward\.w1\.weight", r"blocks.\1.mlp.gate.weight"),
+    (r"layers\.(\d+)\.feed_forward\.w2\.weight", r"blocks.\1.mlp.down.weight"),
+    (r"layers\.(\d+)\.feed_forward\.w3\.weight", r"blocks.\1.mlp.up.weight"),
+    (r"layers\.(\d+)\.feed_forward\.gate\.weight", r"blocks.\1.mlp.router.weight"),
+    (r"layers\.(\d+)\.feed_forward\.experts\.(\d+)\.w1\.weight", r"blocks.\1.mlp.experts.\2.gate.weight"),
+    (r"layers\.(\d+)\.feed_forward\.experts\.(\d+)\.w2\.weight", r"blocks.\1.mlp.experts.\2.down.weight"),
+    (r"layers\.(\d+)\.feed_forward\.experts\.(\d+)\.w3\.weight", r"blocks.\1.mlp.experts.\2.up.weight"),
+]
+GGUF_IGNORED = {"rope_freqs.weight": "read as the rotary scaling"}
+
+
+def _canonical(table: list[tuple[str, str]], name: str) -> str | None:
+    for pattern, ours in table:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match.expand(ours)
+    return None
+
+
+def canonical_from_gguf(name: str) -> str | None:
+    """Our name of a GGUF tensor, or None; `*` stands for all experts stacked in one tensor.
+
+    >>> canonical_from_gguf("blk.3.ffn_down_exps.weight")
+    'blocks.3.mlp.experts.*.down.weight'
+    """
+    return _canonical(_GGUF_TENSORS, name)
+
+
+def canonical_from_hf(name: str) -> str | None:
+    """Our name of a Hugging Face tensor, or None.
+
+    >>> canonical_from_hf("model.layers.0.self_attn.q_proj.weight")
+    'blocks.0.attn.q.weight'
+    """
+    return _canonical(_HF_TENSORS, name)
+
+
+def canonical_from_meta(name: str) -> str | None:
+    """Our name of a tensor in Meta's or Mistral's own layout, or None.
+
+    >>> canonical_from_meta("layers.0.feed_forward.w3.weight")
+    'blocks.0.mlp.up.weight'
+    """
+    return _canonical(_META_TENSORS, name)
+
+
+def spec_from_gguf(
+    metadata: Mapping[str, Any], vocab_size: int, tied: bool, rope_factors: tuple[float, ...] | None
+) -> ModelSpec:
+    """The architecture of a GGUF file.
+
+    `vocab_size` is the number of embedding rows, `tied` says that there is no output matrix,
+    `rope_factors` is the tensor `rope_freqs.weight`, if there is one.
+    """
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise UnsupportedArchitecture(
+            f"the file holds a model of architecture {architecture!r}; Vitral runs {FAMILIES} (in GGUF: 'llama')"
+        )
+    ours = {name: value for name, value in metadata.items() if name.startswith("llama.")}
+    fields = Fields("GGUF metadata", ours, _GGUF_HARMLESS)
+    dim = fields.get("llama.embedding_length", int)
+    n_heads = _heads(fields, "llama.attention.head_count", None)
+    n_kv_heads = _heads(fields, "llama.attention.head_count_kv", n_heads)
+    head_dim = fields.get("llama.attention.key_length", int, dim // max(n_heads, 1))
+    for name in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if fields.get(name, int, head_dim) != head_dim:
+            raise SpecError(f"GGUF metadata: {name} is {ours[name]}; Vitral runs heads of one size only, {head_dim}")
+    fields.must_be("llama.expert_gating_func", (1,), "1 is softmax")
+    fields.must_be("llama.use_parallel_residual", (False, True), "no effect on this architecture")
+    experts = fields.get("llama.expert_count", int, 0)
+    used = fields.get("llama.expert_used_count", int, 0)
+    spec = ModelSpec(
+        dim=dim,
+        n_layers=fields.get("llama.block_count", int),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        hidden_dim=fields.get("llama.feed_forward_length", int),
+        vocab_size=vocab_size,
+        norm_eps=fields.get("llama.attention.layer_norm_rms_epsilon", float),
+        max_context=fields.get("llama.context_length", int),
+        rope=_gguf_rope(fields, rope_factors),
+        sliding_window=fields.get("llama.attention.sliding_window", int, 0) or None,
+        tied_embeddings=tied,
+        moe=MoeSpec(experts, used) if experts else None,
+    )
+    fields.finish()
+    return spec
+
+
+def _heads(fields: Fields, name: str, default: int | None) -> int:
+    value = fields.values.get(name)
+    if isinstance(value, np.ndarray):  # one number for each layer
+        numbers = set(value.tolist())
+        if len(numbers) != 1:
+            raise SpecError(f"GGUF metadata: {name} differs between layers; Vitral runs equal layers only")
+        fields.read.add(name)
+        return int(numbers.pop())
+    return int(fields.get(name, int) if default is None else fields.get(name, int, default))
+
+
+def _gguf_rope(fields: Fields, factors: tuple[float, ...] | None) -> RopeSpec:
+    theta = fields.get("llama.rope.freq_base", float, 10_000.0)
+    kind = fields.get("llama.rope.scaling.type", str, "none")
+    factor = fields.get("llama.rope.scaling.factor", float, fields.get("llama.rope.scale_linear", float, 1.0))
+    original = fields.get("llama.rope.scaling.original_context_length", int, fields.values.get("llama.context_length"))
+    attention = fields.get("llama.rope.scaling.attn_factor", float, 1.0)
+    if factors is not None:
+        if kind != "none":
+            raise SpecError(f"the file has both rope_freqs.weight and rope scaling {kind!r}; one is allowed")
+        return RopeSpec(theta, "factors", factors=factors)
+    match kind:
+        case "none":
+            return RopeSpec(theta, "none") if factor == 1.0 else RopeSpec(theta, "linear", factor=factor)
+        case "linear":
+            return RopeSpec(theta, "linear", factor=factor)
+        case "yarn":
+            return RopeSpec(
+                theta,
+                "yarn",
+                factor=factor,
+                original_context=original,
+                beta_fast=fields.get("llama.rope.scaling.yarn_beta_fast", float, 32.0),
+                beta_slow=fields.get("llama.rope.scaling.yarn_beta_slow", float, 1.0),
+                attention_factor=attention * _yarn_attention(factor),
+            )
+    raise SpecError(f"GGUF metadata: rope scaling {kind!r}; allowed: none, linear, yarn, or rope_freqs.weight")
+
+
+def _yarn_attention(factor: float) -> float:
+    """YaRN's temperature, 0.1 ln(s) + 1 (arXiv 2309.00071, equation 22)."""
+    import math
+
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+# --- Hugging Face -----------------------------------------------------------------------------
+
+_HF_HARMLESS = {
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"), "the tokenizer's business"),
+    **dict.fromkeys(("torch_dtype", "dtype"), "the tensors say it themselves"),
+    **dict.fromkeys(("transformers_version", "_name_or_path", "model_type", "architectures"), "provenance, read apart"),
+    **dict.fromkeys(("use_cache", "return_dict", "output_attentions", "output_hidden_states"), "run-time switches"),
+    **dict.fromkeys(("initializer_range", "attention_dropout", "hidden_dropout", "router_jitter_noise"), "training only"),
+    **dict.fromkeys(("router_aux_loss_coef", "output_router_logits", "is_llama_config"), "training only"),
+    **dict.fromkeys(("pretraining_tp", "rope_interleaved", "transformers.js_config"), "how others ran it"),
+    **dict.fromkeys(("max_sequence_length", "auto_map", "unsloth_version", "unsloth_fixed"), "notes of other tools"),
+    **dict.fromkeys(("_attn_implementation_autoset", "max_length", "id2label", "label2id"), "notes of transformers"),
+    **dict.fromkeys(("is_encoder_decoder", "chunk_size_feed_forward", "problem_type", "tie_encoder_decoder"), "notes of transformers"),
+}  # fmt: skip
+_HF_ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "LLaMAForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mixtral",
+}
+
+
+def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
+    """The architecture of a Hugging Face `config.json`."""
+    named = config.get("architectures") or [config.get("model_type")]
+    name = named[0] if isinstance(named, list) and len(named) == 1 else named
+    family = _HF_ARCHITECTURES.get(str(name)) or (name if name in _HF_ARCHITECTURES.values() else None)
+    if family is None:
+        raise UnsupportedArchitecture(f"config.json names the architecture {name!r}; Vitral runs {FAMILIES}")
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "unknown")
+        raise SpecError(f"config.json: the weights are quantised with {method!r}; use the original or a GGUF file")
+    fields = Fields("config.json", config, _HF_HARMLESS)
+    fields.must_be("hidden_act", ("silu",), "SwiGLU")
+    for bias in ("attention_bias", "mlp_bias"):
+        fields.must_be(bias, (False, None), "no biases in these families")
+    dim, n_heads = fields.get("hidden_size", int), fields.get("num_attention_heads", int)
+    experts = fields.get("num_local_experts", int, 8 if family == "mixtral" else 0)
+    used = fields.get("num_experts_per_tok", int, 2 if family == "mixtral" else 0)
+    window = fields.get("sliding_window", int, 0) or None
+    spec = ModelSpec(
+        dim=dim,
+        n_layers=fields.get("num_hidden_layers", int),
+        n_heads=n_heads,
+        n_kv_heads=fields.get("num_key_value_heads", int, n_heads),
+        head_dim=fields.get("head_dim", int, dim // max(n_heads, 1)),
+        hidden_dim=fields.get("intermediate_size", int),
+        vocab_size=fields.get("vocab_size", int),
+        norm_eps=fields.get("rms_norm_eps", float, 1e-6),
+        max_context=fields.get("max_position_embeddings", int, 2048),
+        rope=_hf_rope(fields),
+        sliding_window=None if family == "llama" else window,
+        tied_embeddings=fields.get("tie_word_embeddings", bool, False),
+        moe=MoeSpec(experts, used) if family == "mixtral" else None,
+    )
+    fields.finish()
+    return spec
+
+
+def _hf_rope(fields: Fields) -> RopeSpec:
+    parameters = fields.get("rope_parameters", dict, None) or fields.get("rope_scaling", dict, None) or {}
+    fields.read |= {"rope_parameters", "rope_scaling"}
+    rope = Fields("config.json, rope scaling", parameters, {"truncate": "checked apart"})
+    rope.must_be("truncate", (True,), "yarn rounds its range")
+    rope.must_be("partial_rotary_factor", (1, 1.0, None), "whole heads turn")
+    fields.must_be("partial_rotary_factor", (1, 1.0, None), "whole heads turn")
+    top = fields.get("rope_theta", float, 10_000.0)
+    theta = rope.get("rope_theta", float, top)
+    kind = rope.get("rope_type", str, rope.get("type", str, "default"))
+    longest = fields.get("max_position_embeddings", int, 2048)
+    match kind:
+        case "default":
+            found = RopeSpec(theta, "none")
+        case "linear":
+            found = RopeSpec(theta, "linear", factor=rope.get("factor", float))
+        case "dynamic":
+            original = rope.get("original_max_position_embeddings", int, longest)
+            found = RopeSpec(theta, "dynamic", factor=rope.get("factor", float), original_context=original)
+        case "llama3":
+            found = RopeSpec(
+                theta,
+                "llama3",
+                factor=rope.get("factor", float),
+                original_context=rope.get("original_max_position_embeddings", int),
+                low_freq_factor=rope.get("low_freq_factor", float),
+                high_freq_factor=rope.get("high_freq_factor", float),
+            )
+        case "yarn":
+            for name in ("mscale", "mscale_all_dim"):
+                rope.must_be(name, (None, 1, 1.0), "DeepSeek's temperature")
+            factor = rope.get("factor", float)
+            found = RopeSpec(
+                theta,
+                "yarn",
+                factor=factor,
+                original_context=rope.get("original_max_position_embeddings", int, longest),
+                beta_fast=rope.get("beta_fast", float, 32.0),
+                beta_slow=rope.get("beta_slow", float, 1.0),
+                attention_factor=rope.get("attention_factor", float, _yarn_attention(factor)),
+            )
+        case _:
+            raise SpecError(f"config.json: rope scaling {kind!r}; allowed: default, linear, dynamic, yarn, llama3")
+    rope.finish()
+    return found
+
+
+# --- Meta and Mistral -------------------------------------------------------------------------
+
+_META_HARMLESS = {
+    "model_parallel_size": "how many shards there are; they are counted",
+    "max_batch_size": "run-time limit",
+    "vision_chunk_size": "",
+}
+
+
+def spec_from_meta(params: Mapping[str, Any], vocab_size: int, hidden_dim: int, tied: bool) -> ModelSpec:
+    """The architecture of Meta's `params.json`; rows of the embedding and of w1 come from the tensors."""
+    fields = Fields("params.json", params, {k: v for k, v in _META_HARMLESS.items() if v})
+    dim, n_heads = fields.get("dim", int), fields.get("n_heads", int)
+    declared = fields.get("vocab_size", int, -1)
+    if declared not in (-1, vocab_size):
+        raise SpecError(f"params.json: vocab_size is {declared}; the embedding has {vocab_size} rows")
+    _check_hidden(fields, dim, hidden_dim)
+    theta = fields.get("rope_theta", float, 10_000.0)
+    rope = RopeSpec(theta, "none")
+    longest = 2048 if theta == 10_000.0 else 8192
+    if fields.get("use_scaled_rope", bool, False):
+        small = dim <= 3072  # Llama 3.2 1B and 3B; the file does not say it (llama-models, sku_list.py)
+        factor = fields.get("rope_scaling_factor", float, 32.0 if small else 8.0)
+        high = fields.get("high_freq_factor", float, 4.0)
+        rope = RopeSpec(
+            theta, "llama3", factor=factor, original_context=8192, low_freq_factor=1.0, high_freq_factor=high
+        )
+        longest = 131_072
+    spec = ModelSpec(
+        dim=dim,
+        n_layers=fields.get("n_layers", int),
+        n_heads=n_heads,
+        n_kv_heads=fields.get("n_kv_heads", int, n_heads),
+        head_dim=fields.get("head_dim", int, dim // max(n_heads, 1)),
+        hidden_dim=hidden_dim,
+        vocab_size=vocab_size,
+        norm_eps=fields.get("norm_eps", float),
+        max_context=fields.get("max_seq_len", int, longest),
+        rope=rope,
+        sliding_window=None,
+        tied_embeddings=tied,
+        moe=None,
+    )
+    fields.finish()
+    return spec
+
+
+def _check_hidden(fields: Fields, dim: int, hidden_dim: int) -> None:
+    multiple = fields.get("multiple_of", int, 256)
+    growth = fields.get("ffn_dim_multiplier", float, 1.0)
+    wanted = -(-int(growth * int(2 * 4 * dim / 3)) // multiple) * multiple
+    if fields.get("hidden_dim", int, wanted) != hidden_dim:
+        raise SpecError(f"params.json describes a hidden_dim of {wanted}; the tensors have {hidden_dim}")
+
+
+_MISTRAL_HARMLESS = {"max_seq_len": "read apart", "max_position_embeddings": "read apart", "model_type": "provenance"}
+
+
+def spec_from_mistral(params: Mapping[str, Any], tied: bool) -> ModelSpec:
+    """The architecture of Mistral's `params.json`."""
+    fields = Fields("params.json", params, _MISTRAL_HARMLESS)
+    for name in ("vision_encoder", "quantization", "ssm", "lora"):
+        fields.must_be(name, (None,), "text models with plain weights")
+    moe_fields = fields.get("moe", dict, None)
+    moe = None
+    if moe_fields is not None:
+        inner = Fields("params.json, moe", moe_fields, {})
+        moe = MoeSpec(inner.get("num_experts", int), inner.get("num_experts_per_tok", int))
+        inner.finish()
+    longest = fields.get("max_seq_len", int, fields.get("max_position_embeddings", int, 32_768))
+    spec = ModelSpec(
+        dim=fields.get("dim", int),
+        n_layers=fields.get("n_layers", int),
+        n_heads=fields.get("n_heads", int),
+        n_kv_heads=fields.get("n_kv_heads", int),
+        head_dim=fields.get("head_dim", int),
+        hidden_dim=fields.get("hidden_dim", int),
+        vocab_size=fields.get("vocab_size", int),
+        norm_eps=fields.get("norm_eps", float),
+        max_context=longest,
+        rope=RopeSpec(fields.get("rope_theta", float, 1_000_000.0 if moe else 10_000.0), "none"),
+        sliding_window=fields.get("sliding_window", int, 0) or None,
+        tied_embeddings=fields.get("tied_embeddings", bool, tied),
+        moe=moe,
+    )
+    fields.finish()
+    return spec

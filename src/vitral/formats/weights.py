@@ -1,0 +1,126 @@
+"""Weights: named tensors that stay in their file until they are asked for, and all of which must be."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitral.errors import TensorMismatch
+from vitral.formats.quants import TypeInfo, decode
+from vitral.model.law import F32, Quantised
+from vitral.model.names import tensor_shapes
+from vitral.model.spec import ModelSpec
+
+__all__ = ["Tensor", "Weights"]
+
+U8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor under its canonical name; `shape` in NumPy's order, `read` fetches the bytes."""
+
+    name: str
+    type: TypeInfo
+    shape: tuple[int, ...]
+    read: Callable[[], U8]
+
+    def raw(self) -> U8:
+        """Rows of blocks, uint8 (rows, bytes per row); a vector is one row."""
+        rows = self.shape[0] if len(self.shape) == 2 else 1
+        return self.read().reshape(rows, -1)
+
+    def law(self) -> Quantised | F32:
+        """What `model.law` computes with: a Quantised, or float32 of `shape`."""
+        values = decode(self.type.name, self.raw())
+        return values if isinstance(values, Quantised) else values.reshape(self.shape)
+
+    def dequantize(self) -> F32:
+        """The values, float32 of `shape`."""
+        values = self.law()
+        return values.dequantize().reshape(self.shape) if isinstance(values, Quantised) else values
+
+    def digest(self) -> bytes:
+        """SHA-256 of name, type, shape and bytes."""
+        digest = hashlib.sha256(f"{self.name}\0{self.type.name}\0{self.shape}\0".encode())
+        digest.update(np.ascontiguousarray(self.raw()).data)
+        return digest.digest()
+
+
+@dataclass(slots=True)
+class Weights(Mapping[str, Tensor]):
+    """The tensors of one model by canonical name, checked against its ModelSpec when made.
+
+    A tensor that the spec does not know, that is missing or that has another shape raises
+    TensorMismatch. `take` counts what is used; `finish` raises if something never was.
+    """
+
+    spec: ModelSpec
+    tensors: Mapping[str, Tensor]
+    _taken: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        wanted = tensor_shapes(self.spec)
+        for name, shape in wanted.items():
+            if name not in self.tensors:
+                raise TensorMismatch(f"tensor {name} is missing{_nearest(name, self.tensors)}")
+            if self.tensors[name].shape != shape:
+                raise TensorMismatch(
+                    f"tensor {name} has shape {self.tensors[name].shape}; the configuration wants {shape}"
+                )
+        for name in self.tensors:
+            if name not in wanted:
+                raise TensorMismatch(f"tensor {name} is left over: this architecture has none{_nearest(name, wanted)}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise TensorMismatch(f"there is no tensor {name}{_nearest(name, self.tensors)}")
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def take(self, name: str) -> Tensor:
+        """The tensor of this name, counted as used."""
+        self._taken.add(name)
+        return self[name]
+
+    def finish(self) -> None:
+        """Raise TensorMismatch if a tensor was never taken."""
+        unused = [name for name in self.tensors if name not in self._taken]
+        if unused:
+            raise TensorMismatch(f"{len(unused)} tensors were never used: {', '.join(unused[:5])}")
+
+    def law(self) -> dict[str, Quantised | F32]:
+        """Everything as `model.reference` wants it, read into memory."""
+        return {name: tensor.law() for name, tensor in self.tensors.items()}
+
+    def n_bytes(self) -> int:
+        """Bytes of all tensors in their types."""
+        return sum(
+            int(np.prod(tensor.shape)) // tensor.type.block * tensor.type.bytes_per_block
+            for tensor in self.tensors.values()
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over the digests of all tensors in the order of their names, in hexadecimal.
+
+        The same for the same values and types in whatever layout they were stored.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            digest.update(self.tensors[name].digest())
+        return digest.hexdigest()
+
+
+def _nearest(name: str, names: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; the nearest name found is {near[0]}" if near else ""
