@@ -1,0 +1,71 @@
+#include "dispatch.h"
+
+#include <stdexcept>
+
+namespace vitral {
+namespace scalar { void fill_table(Kernels&); }
+#if defined(__x86_64__)
+namespace avx2 { void fill_table(Kernels&); }
+namespace avx512vnni { void fill_table(Kernels&); }
+#endif
+namespace {
+
+std::string missing(const char* const* names, const bool* has, int n) {
+  std::string text;
+  for (int i = 0; i < n; ++i)
+    if (!has[i]) text += (text.empty() ? "this CPU lacks " : ", ") + std::string(names[i]);
+  return text;
+}
+
+std::vector<IsaState> detect() {
+  std::vector<IsaState> found{{"scalar", true, "runs everywhere"}};
+#if defined(__x86_64__)
+  __builtin_cpu_init();  // asks the operating system too (XGETBV)
+  const char* names2[] = {"AVX2", "FMA", "F16C"};
+  const bool has2[] = {__builtin_cpu_supports("avx2") != 0, __builtin_cpu_supports("fma") != 0, __builtin_cpu_supports("f16c") != 0};
+  std::string lack = missing(names2, has2, 3);
+  found.push_back({"avx2", lack.empty(), lack.empty() ? "AVX2, FMA, F16C" : lack});
+  const char* names5[] = {"AVX2", "AVX512F", "AVX512BW", "AVX512VL", "AVX512DQ", "AVX512_VNNI"};
+  const bool has5[] = {lack.empty(),
+                       __builtin_cpu_supports("avx512f") != 0,
+                       __builtin_cpu_supports("avx512bw") != 0,
+                       __builtin_cpu_supports("avx512vl") != 0,
+                       __builtin_cpu_supports("avx512dq") != 0,
+                       __builtin_cpu_supports("avx512vnni") != 0};
+  lack = missing(names5, has5, 6);
+  found.push_back({"avx512vnni", lack.empty(), lack.empty() ? "AVX-512 F, BW, VL, DQ, VNNI" : lack});
+#endif
+  return found;
+}
+
+}  // namespace
+
+const std::vector<IsaState>& instruction_sets() {
+  static const std::vector<IsaState> found = detect();
+  return found;
+}
+
+const Kernels& kernels_for(const std::string& name) {
+  static const std::vector<Kernels> tables = [] {
+    std::vector<Kernels> made(instruction_sets().size());
+    for (size_t i = 0; i < made.size(); ++i) {
+      if (instruction_sets()[i].name == "scalar") scalar::fill_table(made[i]);
+#if defined(__x86_64__)
+      if (instruction_sets()[i].name == "avx2") avx2::fill_table(made[i]);
+      if (instruction_sets()[i].name == "avx512vnni") avx512vnni::fill_table(made[i]);
+#endif
+    }
+    return made;
+  }();
+  const std::vector<IsaState>& sets = instruction_sets();
+  std::string allowed;
+  for (size_t i = sets.size(); i-- > 0;) {
+    if (sets[i].available && (name.empty() || sets[i].name == name)) return tables[i];
+    if (sets[i].available) allowed = sets[i].name + (allowed.empty() ? "" : ", ") + allowed;
+  }
+  for (const IsaState& s : sets)
+    if (s.name == name) throw std::invalid_argument("instruction set " + name + " cannot be used: " + s.reason + "; allowed here: " + allowed);
+  throw std::invalid_argument("instruction set '" + name + "' does not exist here; allowed: " + allowed);
+}
+
+}  // namespace vitral

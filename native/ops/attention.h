@@ -1,0 +1,215 @@
+// Attention of queries over the pages of one key/value head. Included inside an instruction set's
+// namespace. The law: law.py, `attention_scores`, `softmax`, `attention_z`; positions are absolute, so
+// what a window hides may be skipped.
+
+template <KvType K>
+inline F load_kv(const uint8_t* p, int64_t i) {
+  if constexpr (K == KvType::f32) return load(reinterpret_cast<const float*>(p) + i);
+  else return load_f16(reinterpret_cast<const uint16_t*>(p) + i);
+}
+inline int kv_size(KvType k) { return k == KvType::f32 ? 4 : 2; }
+
+inline const uint8_t* key_block(const KvView& c, int64_t position) {  // 16 keys, [D][16]
+  const int64_t in_page = position % c.page_size;
+  return c.keys + c.pages[position / c.page_size] * c.key_stride + in_page * c.head_dim * kv_size(c.type);
+}
+inline const uint8_t* value_row(const KvView& c, int64_t position) {
+  return c.values + c.pages[position / c.page_size] * c.value_stride + position % c.page_size * c.head_dim * kv_size(c.type);
+}
+inline int64_t first_seen(int64_t position, int64_t window) { return window && position >= window ? position - window + 1 : 0; }
+
+void store_kv(const float* k, const float* v, KvType type, int head_dim, int slot, uint8_t* keys, uint8_t* values) {
+  // keys: the block of 16 keys that holds the slot (0..15); values: the row.
+  for (int d = 0; d < head_dim; ++d) {
+    if (type == KvType::f32) {
+      reinterpret_cast<float*>(keys)[d * 16 + slot] = k[d];
+      reinterpret_cast<float*>(values)[d] = v[d];
+      continue;
+    }
+    uint16_t half[16];
+    if (d % 16 == 0) {
+      const int m = head_dim - d < 16 ? head_dim - d : 16;
+      store_f16(half, load_some(k + d, m));
+      for (int i = 0; i < m; ++i) reinterpret_cast<uint16_t*>(keys)[(d + i) * 16 + slot] = half[i];
+      store_f16(half, load_some(v + d, m));
+      for (int i = 0; i < m; ++i) reinterpret_cast<uint16_t*>(values)[d + i] = half[i];
+    }
+  }
+}
+
+// Scores of N queries over the 16 keys of a block.
+template <KvType K, int N>
+inline void score_block(const float* const* q, const uint8_t* keys, int head_dim, F* out) {
+  for (int n = 0; n < N; ++n) out[n] = zero();
+  for (int d = 0; d < head_dim; ++d) {
+    F k = load_kv<K>(keys, d * 16);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) out[n] = fma(set1(q[n][d]), k, out[n]);
+  }
+}
+
+// Lanes whose position is outside [low, high] become minus infinity.
+inline F only_seen(F scores, int64_t position, int64_t low, int64_t high) {
+  if (position >= low && position + 15 <= high) return scores;
+  float x[16];
+  store(x, scores);
+  for (int i = 0; i < 16; ++i)
+    if (position + i < low || position + i > high) x[i] = -__builtin_inff();
+  return load(x);
+}
+
+inline float root_of(int head_dim) { return static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(head_dim))); }
+
+// exp(x - most) over their sum for positions [begin, end), begin and end multiples of 16.
+inline void normalise(float* row, int64_t begin, int64_t end, float most) {
+  float total = 0.0f;
+  for (int64_t start = begin / kSplit * kSplit; start < end; start += kSplit) {
+    const int64_t from = start < begin ? begin : start, to = start + kSplit < end ? start + kSplit : end;
+    F lanes = zero();
+    for (int64_t p = from; p < to; p += 16) {
+      F e = exp_law(sub(load(row + p - begin), set1(most)));
+      store(row + p - begin, e);
+      lanes = add(lanes, e);
+    }
+    total = total + merge(lanes);
+  }
+  const F inverse = set1(1.0f / total);
+  for (int64_t p = begin; p < end; p += 16) store(row + p - begin, mul(load(row + p - begin), inverse));
+}
+
+// Values of dimensions [d, d + 16 * V) mixed by the patterns of N queries over positions [low, high].
+// patterns[n] is where position `base` of query n lies.
+template <KvType K, int N, int V>
+inline void mix_tile(const float* const* patterns, int64_t base, int64_t low, int64_t high, const KvView& c, int d, float* const* z) {
+  F sum[N][V];
+  for (int n = 0; n < N; ++n)
+    for (int v = 0; v < V; ++v) sum[n][v] = zero();
+  for (int64_t start = low / kSplit * kSplit; start <= high; start += kSplit) {
+    F part[N][V];
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < V; ++v) part[n][v] = zero();
+    const int64_t from = start < low ? low : start, to = start + kSplit - 1 < high ? start + kSplit - 1 : high;
+    for (int64_t p = from; p <= to; ++p) {
+      const uint8_t* values = value_row(c, p);
+      F x[V];
+      for (int v = 0; v < V; ++v) x[v] = load_kv<K>(values, d + v * 16);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        F w = set1(patterns[n][p - base]);
+        for (int v = 0; v < V; ++v) part[n][v] = fma(w, x[v], part[n][v]);
+      }
+    }
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < V; ++v) sum[n][v] = add(sum[n][v], part[n][v]);
+  }
+  for (int n = 0; n < N; ++n)
+    for (int v = 0; v < V; ++v) store(z[n] + d + v * 16, sum[n][v]);
+}
+
+// The same for dimensions that do not fill a vector.
+template <KvType K>
+inline void mix_rest(const float* pattern, int64_t base, int64_t low, int64_t high, const KvView& c, int d, float* z) {
+  for (; d < c.head_dim; ++d) {
+    float sum = 0.0f;
+    for (int64_t start = low / kSplit * kSplit; start <= high; start += kSplit) {
+      float part = 0.0f;
+      const int64_t from = start < low ? low : start, to = start + kSplit - 1 < high ? start + kSplit - 1 : high;
+      for (int64_t p = from; p <= to; ++p) {
+        float value;
+        if constexpr (K == KvType::f32) value = reinterpret_cast<const float*>(value_row(c, p))[d];
+        else {
+          uint16_t half[16] = {reinterpret_cast<const uint16_t*>(value_row(c, p))[d]};
+          float lanes[16];
+          store(lanes, load_f16(half));
+          value = lanes[0];
+        }
+        part = __builtin_fmaf(pattern[p - base], value, part);
+      }
+      sum = sum + part;
+    }
+    z[d] = sum;
+  }
+}
+
+template <KvType K, int N>
+inline void mix_queries(const float* const* patterns, int64_t base, int64_t low, int64_t high, const KvView& c, float* const* z) {
+  int d = 0;
+  for (; d + 32 <= c.head_dim; d += 32) mix_tile<K, N, 2>(patterns, base, low, high, c, d, z);
+  for (; d + 16 <= c.head_dim; d += 16) mix_tile<K, N, 1>(patterns, base, low, high, c, d, z);
+  for (int n = 0; d < c.head_dim && n < N; ++n) mix_rest<K>(patterns[n], base, low, high, c, d, z[n]);
+}
+
+template <KvType K, int N>
+inline void attend(const float* const* q, float* const* z, const int64_t* position, int64_t window, const KvView& c, float* scratch) {
+  int64_t low = position[0], high = position[0];
+  for (int n = 0; n < N; ++n) {
+    const int64_t first = first_seen(position[n], window);
+    low = first < low ? first : low;
+    high = position[n] > high ? position[n] : high;
+  }
+  const int64_t begin = low / 16 * 16, end = high / 16 * 16 + 16;
+  float* rows[N];
+  const float* patterns[N];
+  F most[N];
+  for (int n = 0; n < N; ++n) {
+    patterns[n] = rows[n] = scratch + n * (end - begin);
+    most[n] = set1(-__builtin_inff());
+  }
+  const F root = set1(root_of(c.head_dim));
+  for (int64_t p = begin; p < end; p += 16) {
+    F s[N];
+    score_block<K, N>(q, key_block(c, p), c.head_dim, s);
+    for (int n = 0; n < N; ++n) {
+      F seen = only_seen(mul(s[n], root), p, first_seen(position[n], window), position[n]);
+      store(rows[n] + p - begin, seen);
+      most[n] = max(seen, most[n]);
+    }
+  }
+  for (int n = 0; n < N; ++n) normalise(rows[n], begin, end, largest(most[n]));
+  mix_queries<K, N>(patterns, begin, low, high, c, z);
+}
+
+template <KvType K>
+inline void attention_of(const Queries& a, const KvView& c, float* scratch) {
+  const int total = a.tokens * a.group;
+  for (int start = 0; start < total;) {
+    const float* q[kQueryTile];
+    float* z[kQueryTile];
+    int64_t position[kQueryTile];
+    const int n = total - start >= 8 ? 8 : total - start >= 4 ? 4 : total - start >= 2 ? 2 : 1;
+    for (int i = 0; i < n; ++i) {
+      const int token = (start + i) / a.group, head = (start + i) % a.group;
+      q[i] = a.q + token * a.stride + head * c.head_dim;
+      z[i] = a.z + token * a.stride + head * c.head_dim;
+      position[i] = a.first + token;
+    }
+    if (n == 8) attend<K, 8>(q, z, position, a.window, c, scratch);
+    else if (n == 4) attend<K, 4>(q, z, position, a.window, c, scratch);
+    else if (n == 2) attend<K, 2>(q, z, position, a.window, c, scratch);
+    else attend<K, 1>(q, z, position, a.window, c, scratch);
+    start += n;
+  }
+}
+
+void attention(const Queries& a, const KvView& c, float* scratch) {
+  if (c.type == KvType::f32) attention_of<KvType::f32>(a, c, scratch);
+  else attention_of<KvType::f16>(a, c, scratch);
+}
+
+// One query's scores over positions [0, position], as a tap sees them.
+void scores_of(const float* q, const KvView& c, int64_t position, int64_t window, float* out) {
+  const F root = set1(root_of(c.head_dim));
+  for (int64_t p = 0; p <= position; p += 16) {
+    F s;
+    if (c.type == KvType::f32) score_block<KvType::f32, 1>(&q, key_block(c, p), c.head_dim, &s);
+    else score_block<KvType::f16, 1>(&q, key_block(c, p), c.head_dim, &s);
+    float x[16];
+    store(x, only_seen(mul(s, root), p, first_seen(position, window), position));
+    for (int64_t i = 0; i < 16 && p + i <= position; ++i) out[p + i] = x[i];
+  }
+}
+
+void mix(const float* pattern, const KvView& c, int64_t first, int64_t last, float* z) {
+  if (c.type == KvType::f32) mix_queries<KvType::f32, 1>(&pattern, 0, first, last, c, &z);
+  else mix_queries<KvType::f16, 1>(&pattern, 0, first, last, c, &z);
+}

@@ -1,0 +1,57 @@
+// One pool of threads. Work is cut into as many equal parts as there are threads, always the same
+// parts; what a part computes never depends on how many there are.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace vitral {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int n_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return n_; }
+
+  // Calls task(worker) for each worker 0..size-1, worker 0 on this thread; returns when all are done.
+  template <class Task>
+  void each(const Task& task) {
+    run([](const void* t, int worker) { (*static_cast<const Task*>(t))(worker); }, &task);
+  }
+  // Calls task(begin, end, worker) on contiguous parts of [0, n).
+  template <class Task>
+  void split(int64_t n, const Task& task) {
+    if (n <= 1 || n_ == 1) {
+      if (n > 0) task(int64_t{0}, n, 0);
+      return;
+    }
+    each([&](int worker) {
+      const int64_t begin = n * worker / n_, end = n * (worker + 1) / n_;
+      if (begin < end) task(begin, end, worker);
+    });
+  }
+
+ private:
+  using Call = void (*)(const void*, int);
+  void run(Call call, const void* task);
+  void serve(int worker);
+
+  int n_;
+  std::vector<std::thread> threads_;
+  Call call_ = nullptr;
+  const void* task_ = nullptr;
+  alignas(64) std::atomic<uint64_t> round_{0};   // grows by one for each run
+  alignas(64) std::atomic<int> pending_{0};      // workers that have not finished this round
+  alignas(64) std::atomic<int> parked_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+}  // namespace vitral
