@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 __all__ = ["Special", "Specials"]
@@ -32,7 +32,7 @@ class Specials:
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
         self._starts = re.compile("[" + "".join(map(re.escape, lengths)) + "]") if lengths else None
 
-    def __iter__(self) -> Iterable[Special]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Special]:
         return iter(self._by_text.values())
 
     def find(self, text: str, start: int = 0) -> Special | None:
@@ -79,7 +79,9 @@ class Specials:
         """
         if self._starts is None:
             return []
-        return [m.start() for m in self._starts.finditer(text) if self.find(text, m.start()) or self._cut(text[m.start() :])]
+        return [
+            m.start() for m in self._starts.finditer(text) if self.find(text, m.start()) or self._cut(text[m.start() :])
+        ]
 
     def _cut(self, tail: str) -> bool:
         longest = self._lengths[tail[0]][0]

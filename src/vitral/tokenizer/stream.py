@@ -38,7 +38,9 @@ class TextStream:
     `continuing` says that the ids go on from text that is already there: then a leading space is a real one.
     """
 
-    def __init__(self, pieces: Pieces, rule: SpaceRule, *, skip_special: bool = False, continuing: bool = False) -> None:
+    def __init__(
+        self, pieces: Pieces, rule: SpaceRule, *, skip_special: bool = False, continuing: bool = False
+    ) -> None:
         self._pieces, self._rule, self._skip = pieces, rule, skip_special
         self._drop_space = rule is not SpaceRule.NEVER and not continuing
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

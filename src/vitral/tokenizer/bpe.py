@@ -1,0 +1,311 @@
+"""Merge-list BPE on the library `tokenizers`: GGUF's `gpt2` vocabularies, and `tokenizer.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from vitral.errors import TokenizerError
+from vitral.tokenizer.pretokenizer import PreTokenizer
+from vitral.tokenizer.special import Special, Specials
+from vitral.tokenizer.stream import SpaceRule
+from vitral.tokenizer.tokenizer import END_OF_TURN, Tokenizer, is_control, token_ids_by_text
+from vitral.tokenizer.vocab import (
+    MOST_PIECES,
+    SPACE_MARK,
+    Kind,
+    Vocabulary,
+    byte_piece,
+    from_byte_alphabet,
+    from_space_mark,
+    looks_like_control,
+)
+
+__all__ = ["Named", "from_json", "from_merges", "guarded"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """What a checkpoint says of its special tokens beside the vocabulary; None where it says nothing."""
+
+    bos_id: int | None = None
+    eos_id: int | None = None
+    unk_id: int | None = None
+    pad_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+
+
+class LibraryCodec:
+    """`tokenizers` behind the Codec protocol."""
+
+    def __init__(self, definition: Mapping[str, Any], rule: SpaceRule) -> None:
+        self._definition, self._rule = definition, rule
+        self._main = _load(definition)
+
+    @cached_property
+    def _without_prefix(self) -> Any:
+        return _load({**self._definition, "pre_tokenizer": _unprefixed(self._definition["pre_tokenizer"])})
+
+    def encode(self, text: str, after_special: bool) -> list[int]:
+        backend = self._without_prefix if after_special and self._rule is SpaceRule.START else self._main
+        ids: list[int] = guarded(lambda: backend.encode(text, add_special_tokens=False).ids, "the text")
+        return ids
+
+
+def from_merges(
+    pieces: Sequence[str], kinds: Sequence[Kind], merges: Sequence[str], pre: PreTokenizer, named: Named
+) -> Tokenizer:
+    """A byte-level BPE tokenizer from its lists, as GGUF holds them. Raises TokenizerError."""
+    ids = {piece: id for id, piece in enumerate(pieces)}
+    if len(ids) != len(pieces):
+        twice = next(piece for id, piece in enumerate(pieces) if ids[piece] != id)
+        raise TokenizerError(f"the piece {twice!r} stands in the vocabulary twice; which id is meant cannot be known")
+    kinds = _marked(kinds, named, pieces)
+    pairs = [merge.split(" ") for merge in merges]
+    if wrong := next((merge for merge, pair in zip(merges, pairs, strict=True) if len(pair) != 2), None):
+        raise TokenizerError(f"the merge {wrong!r} is not two pieces with a space between them")
+    added = [
+        {"id": id, "content": piece, "special": is_control(kind), "normalized": False}
+        | {"single_word": False, "lstrip": False, "rstrip": False}
+        for id, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
+        if kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER) and piece
+    ]
+    split = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in pre.patterns
+    ]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    definition = {
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*split, level]},
+        "model": {"type": "BPE", "vocab": ids, "merges": pairs, "ignore_merges": pre.ignore_merges},
+    }
+    literal = (Kind.CONTROL, Kind.UNKNOWN, Kind.USER)
+    spelled = zip(pieces, kinds, strict=True)
+    data = tuple(piece.encode() if kind in literal else from_byte_alphabet(piece) for piece, kind in spelled)
+    vocabulary = Vocabulary(tuple(pieces), data, tuple(kinds))
+    return _assemble(definition, vocabulary, [], SpaceRule.NEVER, named)
+
+
+def from_json(definition: Mapping[str, Any], named: Named) -> Tokenizer:
+    """A tokenizer from the content of a `tokenizer.json`.
+
+    Raises TokenizerError for another model than BPE, and for what contradicts itself.
+    """
+    model = _section(definition, "model")
+    if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
+        raise TokenizerError(f"tokenizer.json holds a model of type {model.get('type')!r}; Llama and Mistral use 'BPE'")
+    added = [_added(entry) for entry in definition.get("added_tokens") or []]
+    pieces, kinds = _table(model["vocab"], added)
+    if model.get("unk_token") in model["vocab"]:
+        kinds[model["vocab"][model["unk_token"]]] = Kind.UNKNOWN
+    byte_level = "ByteLevel" in _types(definition.get("pre_tokenizer")) | _types(definition.get("normalizer"))
+    if not byte_level:
+        kinds = [
+            Kind.BYTE if k == Kind.NORMAL and byte_piece(p) is not None else k
+            for p, k in zip(pieces, kinds, strict=True)
+        ]
+    before, after = _frame(definition.get("post_processor"))
+    named = _completed(named, {piece: id for id, piece in enumerate(pieces)}, before, after)
+    kinds = _marked(kinds, named, pieces)
+    rule = SpaceRule.NEVER if byte_level else _space_rule(definition)
+    literal = {entry["id"] for entry in added}
+    data = []
+    for id, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)):
+        if id in literal or is_control(kind):
+            data.append(piece.encode("utf-8", "surrogatepass"))
+        else:
+            data.append(from_byte_alphabet(piece) if byte_level else from_space_mark(piece, kind))
+    vocabulary = Vocabulary(tuple(pieces), tuple(data), tuple(kinds))
+    for entry in added:
+        entry["special"] = is_control(vocabulary.kinds[entry["id"]])
+    clean = {key: definition.get(key) for key in ("normalizer", "pre_tokenizer", "model")} | {"added_tokens": added}
+    return _assemble(clean, vocabulary, [entry for entry in added if entry["special"]], rule, named)
+
+
+def guarded(action: Callable[[], T], what: str) -> T:
+    """Run a call into a Rust library; whatever it raises, a panic included, becomes a TokenizerError."""
+    try:
+        return action()
+    except (KeyboardInterrupt, SystemExit, MemoryError, TokenizerError):
+        raise
+    except BaseException as error:  # noqa: BLE001  (a Rust panic is no Exception)
+        told = " ".join(str(error).split())[:300]
+        raise TokenizerError(f"the tokenizer library refuses {what}: {told}") from None
+
+
+def _assemble(
+    definition: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    flags: Sequence[Mapping[str, Any]],
+    rule: SpaceRule,
+    named: Named,
+) -> Tokenizer:
+    strips = {entry["id"]: (bool(entry.get("lstrip")), bool(entry.get("rstrip"))) for entry in flags}
+    specials = Specials(
+        Special(id, text, *strips.get(id, (False, False))) for text, id in vocabulary.specials().items()
+    )
+    ends = {id for id in (named.eos_id, *named.eos_ids) if id is not None}
+    rules = {key: value for key, value in definition.items() if key != "model"}
+    rules |= {key: value for key, value in definition["model"].items() if key not in ("vocab", "merges")}
+    settings = {"library": "tokenizers", "rules": rules, "space": rule.value}
+    return Tokenizer(
+        kind="bpe",
+        vocabulary=vocabulary,
+        codec=LibraryCodec(definition, rule),
+        specials=specials,
+        space=rule,
+        vocabulary_digest=vocabulary.digest(settings, _merge_bytes(definition["model"].get("merges") or [])),
+        bos_id=named.bos_id,
+        eos_id=named.eos_id,
+        unk_id=named.unk_id,
+        pad_id=named.pad_id,
+        eos_ids=token_ids_by_text(vocabulary, END_OF_TURN) | ends,
+        add_bos=bool(named.add_bos) and named.bos_id is not None,
+        add_eos=bool(named.add_eos) and named.eos_id is not None,
+    )
+
+
+def _load(definition: Mapping[str, Any]) -> Any:
+    from tokenizers import Tokenizer as Library
+
+    def build() -> Any:
+        backend = Library.from_str(json.dumps({"version": "1.0", **definition}))
+        backend.encode_special_tokens = True  # their text is text; finding them is our part
+        return backend
+
+    return guarded(build, "the vocabulary")
+
+
+def _merge_bytes(merges: Sequence[str | Sequence[str]]) -> Iterator[bytes]:
+    for merge in merges:
+        pair = merge if isinstance(merge, str) else " ".join(map(str, merge))
+        yield pair.encode("utf-8", "surrogatepass")
+
+
+def _marked(kinds: Sequence[Kind], named: Named, pieces: Sequence[str]) -> list[Kind]:
+    """The kinds, control where the checkpoint names an id as special or the piece is written like one."""
+    marked = list(kinds)
+    for id in (named.bos_id, named.eos_id, named.pad_id, *named.eos_ids):
+        if id is not None and 0 <= id < len(marked) and marked[id] != Kind.UNKNOWN:
+            marked[id] = Kind.CONTROL
+    for id, kind in enumerate(marked):
+        if kind == Kind.USER and looks_like_control(pieces[id]):
+            marked[id] = Kind.CONTROL
+    return marked
+
+
+def _section(definition: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = definition.get(name)
+    if not isinstance(section, dict):
+        raise TokenizerError(f"tokenizer.json has no {name!r} object; fetch the file anew")
+    return section
+
+
+def _added(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or type(entry.get("id")) is not int:
+        raise TokenizerError(f"tokenizer.json: an added token is {str(entry)[:80]!r}; it needs an 'id' and a 'content'")
+    flags = {key: bool(entry.get(key)) for key in ("special", "single_word", "lstrip", "rstrip", "normalized")}
+    return {"id": entry["id"], "content": entry["content"], **flags}
+
+
+def _table(vocab: Mapping[str, Any], added: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Kind]]:
+    """Pieces and kinds by id. Ids that no piece has are unused."""
+    entries: list[tuple[Any, str, Kind]] = [(id, piece, Kind.NORMAL) for piece, id in vocab.items()]
+    entries += [(e["id"], e["content"], Kind.CONTROL if e["special"] else Kind.USER) for e in added]
+    if wrong := next((e for e in entries if type(e[0]) is not int or not 0 <= e[0] < MOST_PIECES), None):
+        raise TokenizerError(
+            f"tokenizer.json: the piece {wrong[1]!r} has id {wrong[0]!r}; allowed: 0 to {MOST_PIECES - 1}"
+        )
+    size = 1 + max((id for id, _, _ in entries), default=-1)
+    if size > 2 * len(entries) + 1024:
+        raise TokenizerError(
+            f"tokenizer.json: {len(entries)} pieces with ids up to {size - 1}; too many ids are missing"
+        )
+    pieces, kinds = [""] * size, [Kind.UNUSED] * size
+    for id, piece, kind in entries:
+        if kinds[id] != Kind.UNUSED and pieces[id] != piece:
+            raise TokenizerError(f"tokenizer.json: id {id} is both {pieces[id]!r} and {piece!r}")
+        pieces[id], kinds[id] = piece, kind
+    return pieces, kinds
+
+
+def _steps(part: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """A processing part of tokenizer.json, or, if it is a sequence, the parts in it."""
+    if not isinstance(part, dict) or depth > 8:
+        return
+    inner = next((part[key] for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part), None)
+    if part.get("type") == "Sequence" and isinstance(inner, list):
+        for step in inner:
+            yield from _steps(step, depth + 1)
+    else:
+        yield part
+
+
+def _types(part: Any) -> set[Any]:
+    return {step.get("type") for step in _steps(part)}
+
+
+def _space_rule(definition: Mapping[str, Any]) -> SpaceRule:
+    for step in _steps(definition.get("normalizer")):
+        if step.get("type") == "Prepend" and step.get("prepend") == SPACE_MARK:
+            return SpaceRule.FRAGMENT
+    for step in _steps(definition.get("pre_tokenizer")):
+        if step.get("type") == "Metaspace":
+            scheme = step.get("prepend_scheme") or ("always" if step.get("add_prefix_space", True) else "never")
+            return {"first": SpaceRule.START, "always": SpaceRule.FRAGMENT}.get(str(scheme), SpaceRule.NEVER)
+    return SpaceRule.NEVER
+
+
+def _unprefixed(part: Any) -> Any:
+    """The same pre-tokeniser, without the space before the text."""
+    if isinstance(part, dict) and part.get("type") == "Sequence":
+        return {**part, "pretokenizers": [_unprefixed(step) for step in part.get("pretokenizers") or []]}
+    if isinstance(part, dict) and part.get("type") == "Metaspace":
+        return {**part, "prepend_scheme": "never", "add_prefix_space": False}
+    return part
+
+
+def _frame(part: Any) -> tuple[list[str], list[str]]:
+    """Texts of the tokens that a post-processor puts before and after a single text."""
+    for step in _steps(part):
+        if step.get("type") == "TemplateProcessing":
+            names = [next(iter(item), "") if isinstance(item, dict) else "" for item in step.get("single") or []]
+            texts = [
+                str((item.get("SpecialToken") or {}).get("id")) for item in step["single"] if isinstance(item, dict)
+            ]
+            if names.count("Sequence") != 1:
+                raise TokenizerError("tokenizer.json: the post-processor's 'single' must hold the text exactly once")
+            middle = names.index("Sequence")
+            return texts[:middle], texts[middle + 1 :]
+    return [], []
+
+
+def _completed(named: Named, ids: Mapping[str, int], before: list[str], after: list[str]) -> Named:
+    """What the checkpoint says, completed by what the post-processor does."""
+    if len(before) > 1 or len(after) > 1:
+        raise TokenizerError(
+            f"tokenizer.json puts {before} before and {after} after a text; at most one token each is allowed"
+        )
+    bos_id = named.bos_id if named.bos_id is not None else ids.get(before[0]) if before else None
+    eos_id = named.eos_id if named.eos_id is not None else ids.get(after[0]) if after else None
+    if bos_id is None:
+        bos_id = next((ids[text] for text in ("<s>", "<|begin_of_text|>") if text in ids), None)
+    if eos_id is None:
+        eos_id = next((ids[text] for text in END_OF_TURN if text in ids), None)
+    return Named(
+        bos_id=bos_id,
+        eos_id=eos_id,
+        unk_id=named.unk_id,
+        pad_id=named.pad_id,
+        eos_ids=named.eos_ids,
+        add_bos=bool(before) if named.add_bos is None else named.add_bos,
+        add_eos=bool(after) if named.add_eos is None else named.add_eos,
+    )
