@@ -2,15 +2,14 @@
 
 Source: ggml's `docs/gguf.md`. A file is a header (magic, version, counts), key/value metadata,
 tensor descriptions, padding to the alignment, and tensor data. Files come from strangers: every
-length is compared with the bytes that are left before anything is read or reserved.
+length is compared with the bytes that are left before anything is read or reserved, and what takes
+more memory than it takes of the file (text, descriptions) is capped. `gguf_write.py` writes them.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitral.errors import FormatError, TruncatedFile
+from vitral.formats.bounds import LARGEST_ELEMENTS, Cursor, map_file, product
 from vitral.formats.quants import BY_GGML_ID, TypeInfo
 
-__all__ = ["MAGIC", "GgufFile", "GgufTensor", "read_gguf"]
+__all__ = ["ARRAY", "BOOL", "LARGEST_ALIGNMENT", "LONGEST_NAME", "MAGIC", "SCALARS", "STRING"]
+__all__ += ["GgufFile", "GgufTensor", "read_gguf"]
 
 MAGIC = b"GGUF"
-_MOST_KEYS = 1 << 16
-_MOST_TENSORS = 1 << 20
-_LONGEST_NAME = 1 << 16
-_LARGEST_ALIGNMENT = 1 << 16
-_LARGEST_ELEMENTS = 1 << 48
+_HEADER_BYTES = 24
+# Far above any model: Mixtral 8x22B has 1,739 tensors with its experts apart, Llama 3 has 408,000 strings.
+_MOST_KEYS = 1 << 14
+_MOST_TENSORS = 1 << 16
+_MOST_STRINGS = 1 << 21
+_MOST_TEXT_BYTES = 1 << 25
+LONGEST_NAME = 1 << 10
+LARGEST_ALIGNMENT = 1 << 16
 
-# Value types by their number: struct code of a scalar, or None for string (8) and array (9).
-_STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+# Value types by their number; a scalar's struct code is also its NumPy one.
+BOOL, STRING, ARRAY = 7, 8, 9
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,16 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """What a GGUF file, or a set of split ones, holds."""
+    """What a GGUF file, or a set of split ones, holds.
+
+    `metadata` has plain values: int, float, bool, str, list[str], and NumPy arrays for arrays of
+    numbers. `types` keeps the value type of each key by its number in GGUF.
+    """
 
     paths: tuple[Path, ...]
     version: int
     metadata: Mapping[str, Any]
+    types: Mapping[str, int]
     tensors: Mapping[str, GgufTensor]
 
     @classmethod
@@ -66,60 +75,68 @@ class GgufFile:
         Raises FormatError or TruncatedFile, which name what was found and where.
         """
         first = read_gguf(path)
-        count = first.metadata.get("split.count", 1)
-        if not isinstance(count, int) or count <= 1:
+        count = first.number("split.count")
+        if count is None or count <= 1:
             return first
         return _join([read_gguf(part) for part in _parts(path, count)], count)
+
+    def number(self, key: str) -> int | None:
+        """A whole number of the metadata, None where the key is missing; FormatError for anything else."""
+        value = self.metadata.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise FormatError(f"{self.paths[0]}: {key} is {value!r:.80}; allowed: a whole number")
+        return value
+
+    def exact_metadata(self) -> dict[str, Any]:
+        """The metadata with numbers as NumPy scalars of their types: what `write_gguf` writes back unchanged."""
+        return {
+            key: np.dtype(SCALARS[self.types[key]]).type(value) if self.types[key] in SCALARS else value
+            for key, value in self.metadata.items()
+        }
 
 
 def read_gguf(path: Path) -> GgufFile:
     """Open one file as it stands, without looking for its siblings."""
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        size = file.tell()
-        if size < 24:
-            raise TruncatedFile(f"{path} has {size} bytes; a GGUF header alone takes 24")
-        mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    reader = _Reader(path, mapped)
+    reader = _Reader(path, map_file(path, _HEADER_BYTES))
     version, n_tensors, n_keys = reader.header()
     metadata: dict[str, Any] = {}
+    types: dict[str, int] = {}
     for _ in range(n_keys):
-        key = reader.text("metadata key", _LONGEST_NAME)
+        key = reader.text("a metadata key", LONGEST_NAME)
         if key in metadata:
             raise reader.wrong(f"metadata key {key!r} appears twice")
-        metadata[key] = reader.value(reader.number("I"), key)
-    described: dict[str, tuple[tuple[int, ...], TypeInfo, int]] = {}
+        types[key] = reader.number("I", f"the type of {key!r}")
+        metadata[key] = reader.value(types[key], key)
+    described: dict[str, _Description] = {}
     for _ in range(n_tensors):
-        name, shape, info, offset = reader.description()
+        name = reader.text("a tensor name", LONGEST_NAME)
         if name in described:
             raise reader.wrong(f"tensor {name!r} appears twice")
-        described[name] = (shape, info, offset)
-    return GgufFile((path,), version, metadata, reader.tensors(described, reader.alignment(metadata)))
+        described[name] = reader.description(name)
+    return GgufFile((path,), version, metadata, types, reader.tensors(described, reader.alignment(metadata)))
 
 
-class _Reader:
-    """A cursor over the mapped bytes that never reads past the end."""
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """What the header says of a tensor: `offset` counts from the start of the data."""
+
+    shape: tuple[int, ...]
+    type: TypeInfo
+    n_bytes: int
+    offset: int
+
+
+class _Reader(Cursor):
+    """Walks through one file and holds the budgets of what it may unfold to in memory."""
 
     def __init__(self, path: Path, mapped: NDArray[np.uint8]) -> None:
-        self.path, self.mapped, self.at = path, mapped, 0
-        self.bytes = mapped.data
-
-    def wrong(self, text: str) -> FormatError:
-        return FormatError(f"{self.path} at byte {self.at}: {text}")
-
-    def take(self, n: int, what: str) -> memoryview:
-        if n > len(self.bytes) - self.at:
-            left = len(self.bytes) - self.at
-            raise TruncatedFile(f"{self.path} at byte {self.at}: {what} wants {n} bytes, {left} are left")
-        self.at += n
-        return self.bytes[self.at - n : self.at]
-
-    def number(self, code: str) -> Any:
-        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), "a number"))[0]
+        super().__init__(mapped, path)
+        self.mapped = mapped
+        self.strings_left, self.text_left = _MOST_STRINGS, _MOST_TEXT_BYTES
 
     def header(self) -> tuple[int, int, int]:
         if bytes(self.take(4, "the magic")) != MAGIC:
-            raise FormatError(f"{self.path} is not a GGUF file: it does not begin with 'GGUF'")
+            raise FormatError(f"{self.source} is not a GGUF file: it does not begin with 'GGUF'")
         version = self.number("I")
         if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
@@ -131,82 +148,86 @@ class _Reader:
                 raise self.wrong(f"{found} {what}; at most {most} are allowed")
         return version, n_tensors, n_keys
 
-    def text(self, what: str, longest: int) -> str:
-        length = self.number("Q")
-        if length > longest:
-            raise self.wrong(f"a {what} of {length} bytes; at most {longest} are allowed")
-        try:
-            return bytes(self.take(length, what)).decode()
-        except UnicodeDecodeError:
-            raise self.wrong(f"a {what} is not UTF-8") from None
-
     def value(self, kind: int, key: str) -> Any:
-        if kind == _STRING:
-            return self.text("string", len(self.bytes))
-        if kind == _ARRAY:
-            return self.array(key)
-        if kind not in _SCALARS:
+        """A value of this type: a number, bool or str, or what `array` gives."""
+        what = f"the value of {key!r}"
+        if kind == STRING:
+            text = self.text(what, self.text_left)
+            self.text_left -= len(text)
+            return text
+        if kind == ARRAY:
+            return self.array(self.number("I", what), self.number("Q", what), key)
+        if kind not in SCALARS:
             raise self.wrong(f"value type {kind} of {key!r} does not exist; the last is 12")
-        if kind == _BOOL:
-            return self.number("B") != 0
-        return self.number(_SCALARS[kind])
+        if kind == BOOL:
+            return bool(self.truths(1, what)[0])
+        return self.number(SCALARS[kind], what)
 
-    def array(self, key: str) -> Any:
-        kind, count = self.number("I"), self.number("Q")
-        if kind == _STRING:
-            if count > (len(self.bytes) - self.at) // 8:
-                raise self.wrong(f"{key!r} claims {count} strings in {len(self.bytes) - self.at} bytes")
-            return [self.text("string", len(self.bytes)) for _ in range(count)]
-        if kind not in _SCALARS:
-            raise self.wrong(f"{key!r} is an array of value type {kind}; allowed: numbers, booleans and strings")
-        dtype = np.dtype("<" + _SCALARS[kind]) if kind != _BOOL else np.dtype("u1")
-        if count > len(self.bytes):
-            raise self.wrong(f"{key!r} claims {count} numbers in a file of {len(self.bytes)} bytes")
-        values = np.frombuffer(self.take(count * dtype.itemsize, f"array {key!r}"), dtype)
-        return values.astype(bool) if kind == _BOOL else values
+    def array(self, kind: int, count: int, key: str) -> list[str] | NDArray[Any]:
+        """Strings as a list, numbers as an array that is a view of the file."""
+        what = f"the array {key!r}"
+        if kind == STRING:
+            if count > self.strings_left:
+                raise self.wrong(f"{what} has {count} strings; at most {_MOST_STRINGS} are allowed in a file")
+            before = self.at
+            strings = self.texts(what, count, self.text_left)
+            self.strings_left -= count
+            self.text_left -= self.at - before - 8 * count
+            return strings
+        if kind not in SCALARS:
+            raise self.wrong(f"{what} is of value type {kind}; allowed: numbers, booleans and strings, none nested")
+        if kind == BOOL:
+            return self.truths(count, what)
+        return self.numbers(SCALARS[kind], count, what)
+
+    def truths(self, count: int, what: str) -> NDArray[np.bool_]:
+        values = self.numbers(np.uint8, count, what)
+        if count and values.max() > 1:
+            raise self.wrong(f"{what} has the truth value {values.max()}; allowed: 0 and 1")
+        return values.view(np.bool_)
 
     def alignment(self, metadata: Mapping[str, Any]) -> int:
         found = metadata.get("general.alignment", 32)
-        if not isinstance(found, int) or not 1 <= found <= _LARGEST_ALIGNMENT or found & (found - 1):
-            raise self.wrong(f"general.alignment is {found!r}; allowed: a power of two up to {_LARGEST_ALIGNMENT}")
-        return found
+        is_number = isinstance(found, int) and not isinstance(found, bool)
+        if not is_number or not 1 <= found <= LARGEST_ALIGNMENT or found & (found - 1):
+            raise self.wrong(f"general.alignment is {found!r:.80}; allowed: a power of two up to {LARGEST_ALIGNMENT}")
+        return int(found)
 
-    def description(self) -> tuple[str, tuple[int, ...], TypeInfo, int]:
-        name = self.text("tensor name", _LONGEST_NAME)
-        n_dims = self.number("I")
+    def description(self, name: str) -> _Description:
+        what = f"the description of tensor {name!r}"
+        n_dims = self.number("I", what)
         if not 1 <= n_dims <= 4:
             raise self.wrong(f"tensor {name!r} has {n_dims} dimensions; allowed: 1 to 4")
-        shape = tuple(self.number("Q") for _ in range(n_dims))[::-1]
-        kind, offset = self.number("I"), self.number("Q")
+        shape = tuple(self.number("Q", what) for _ in range(n_dims))[::-1]
+        kind, offset = self.number("I", what), self.number("Q", what)
         if kind not in BY_GGML_ID:
-            known = ", ".join(info.name for info in BY_GGML_ID.values())
+            known = ", ".join(f"{info.name} ({info.ggml_id})" for info in BY_GGML_ID.values())
             raise self.wrong(f"tensor {name!r} has weight type {kind}, which Vitral does not read; it reads {known}")
         info = BY_GGML_ID[kind]
-        if 0 in shape or math.prod(shape) > _LARGEST_ELEMENTS:
-            raise self.wrong(f"tensor {name!r} has shape {shape}; allowed: 1 to {_LARGEST_ELEMENTS} elements")
+        elements = product(shape)
+        if not elements:
+            raise self.wrong(f"tensor {name!r} has shape {shape}; allowed: 1 to {LARGEST_ELEMENTS} elements")
         if shape[-1] % info.block:
             raise self.wrong(f"tensor {name!r} has rows of {shape[-1]}; {info.name} wants multiples of {info.block}")
-        return name, shape, info, offset
+        return _Description(shape, info, elements // info.block * info.bytes_per_block, offset)
 
-    def tensors(
-        self, described: Mapping[str, tuple[tuple[int, ...], TypeInfo, int]], alignment: int
-    ) -> dict[str, GgufTensor]:
+    def tensors(self, described: Mapping[str, _Description], alignment: int) -> dict[str, GgufTensor]:
+        """The descriptions with their bytes: inside the file, aligned, none over another."""
         start = -(-self.at // alignment) * alignment
         found: dict[str, GgufTensor] = {}
         end_before, name_before = 0, ""
-        for name, (shape, info, offset) in sorted(described.items(), key=lambda item: item[1][2]):
-            if offset % alignment:
-                raise self.wrong(f"tensor {name!r} begins at {offset}, which is not a multiple of {alignment}")
-            if offset < end_before:
-                raise self.wrong(f"tensors {name_before!r} and {name!r} overlap at {offset}")
-            size = math.prod(shape) // info.block * info.bytes_per_block
-            if start + offset + size > len(self.mapped):
-                missing = start + offset + size - len(self.mapped)
+        for name, d in sorted(described.items(), key=lambda item: item[1].offset):
+            if d.offset % alignment:
+                raise self.wrong(f"tensor {name!r} begins at {d.offset}, which is not a multiple of {alignment}")
+            if d.offset < end_before:
+                raise self.wrong(f"tensors {name_before!r} and {name!r} overlap at {d.offset}")
+            end_before, name_before = d.offset + d.n_bytes, name
+            missing = start + end_before - len(self.mapped)
+            if missing > 0:
                 raise TruncatedFile(
-                    f"{self.path}: tensor {name!r} ends {missing} bytes after the file; download it again"
+                    f"{self.source}: tensor {name!r} ends {missing} bytes after the file; download it again"
                 )
-            end_before, name_before = offset + size, name
-            found[name] = GgufTensor(name, shape, info, self.mapped[start + offset : start + offset + size])
+            found[name] = GgufTensor(name, d.shape, d.type, self.mapped[start + d.offset : start + end_before])
         return {name: found[name] for name in described}
 
 
@@ -214,29 +235,32 @@ _PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$"
 
 
 def _parts(path: Path, count: int) -> list[Path]:
+    """The paths of all parts, by the name of one."""
     named = _PART.match(path.name)
     if named is None or int(named["count"]) != count:
         raise FormatError(
-            f"{path} is one of {count} parts, but its name does not end in -00001-of-{count:05d}.gguf; give it its name back"
+            f"{path} is one of {count} parts, but its name does not end in -00001-of-{count:05d}.gguf; rename it"
         )
     parts = [path.with_name(f"{named['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
     missing = [part.name for part in parts if not part.is_file()]
     if missing:
-        raise FormatError(f"{path} is one of {count} parts; beside it are missing: {', '.join(missing)}")
+        some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise FormatError(f"{path} is one of {count} parts; {len(missing)} are missing beside it: {some}")
     return parts
 
 
 def _join(files: list[GgufFile], count: int) -> GgufFile:
+    """One from all parts; the first holds the metadata."""
     tensors: dict[str, GgufTensor] = {}
     for number, file in enumerate(files):
-        claimed = (file.metadata.get("split.no"), file.metadata.get("split.count"))
+        claimed = (file.number("split.no"), file.number("split.count"))
         if claimed != (number, count):
             raise FormatError(f"{file.paths[0]} says it is part {claimed}; by its name it is {(number, count)}")
         for name, tensor in file.tensors.items():
             if name in tensors:
                 raise FormatError(f"{file.paths[0]}: tensor {name!r} stands in an earlier part too")
             tensors[name] = tensor
-    wanted = files[0].metadata.get("split.tensors.count")
+    wanted = files[0].number("split.tensors.count")
     if wanted is not None and wanted != len(tensors):
         raise FormatError(f"{files[0].paths[0]}: the parts hold {len(tensors)} tensors, {wanted} are announced")
-    return GgufFile(tuple(f.paths[0] for f in files), files[0].version, files[0].metadata, tensors)
+    return GgufFile(tuple(f.paths[0] for f in files), files[0].version, files[0].metadata, files[0].types, tensors)

@@ -1,0 +1,148 @@
+"""Reading bytes from strangers: nothing is read, reserved or multiplied before it was compared with what is there.
+
+Every binary parser of this package stands on these few: `map_file` for the bytes, `Cursor` to walk
+through them, `product` for sizes. Messages name the file, the offset, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from vitral.errors import FormatError, TruncatedFile
+
+__all__ = ["LARGEST_ELEMENTS", "Cursor", "map_file", "product"]
+
+# The largest product of dimensions: above any tensor there is, and times 8 bytes still inside 64 bits.
+LARGEST_ELEMENTS = 1 << 48
+
+_LENGTH = struct.Struct("<Q")
+
+
+def map_file(path: Path, smallest: int = 1) -> NDArray[np.uint8]:
+    """The bytes of a regular file, mapped read-only; the map lives as long as any view of it.
+
+    Raises TruncatedFile for fewer than `smallest` bytes, FormatError for what cannot be opened.
+    """
+    try:
+        # Without O_NONBLOCK a pipe that nobody writes to would hold us here forever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{path} is not a regular file")
+        if status.st_size < max(smallest, 1):
+            raise TruncatedFile(f"{path} has {status.st_size} bytes; at least {max(smallest, 1)} are needed")
+        return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8)
+    finally:
+        os.close(descriptor)
+
+
+def product(numbers: Iterable[int], largest: int = LARGEST_ELEMENTS) -> int | None:
+    """The product of numbers of at least 0, or None where it is above `largest`.
+
+    >>> product((2, 3)), product((1 << 40, 1 << 40))
+    (6, None)
+    """
+    result = 1
+    too_large = False
+    for number in numbers:
+        if number == 0:
+            return 0
+        result = result if too_large else result * number
+        too_large = too_large or result > largest
+    return None if too_large else result
+
+
+class Cursor:
+    """A place in a buffer that never goes past its end; little-endian.
+
+    `source` names the buffer in messages.
+
+    >>> cursor = Cursor(b"\\x02\\0\\0\\0\\0\\0\\0\\0hi", "example")
+    >>> cursor.text("a greeting", 100), cursor.left
+    ('hi', 0)
+    """
+
+    def __init__(self, data: bytes | memoryview | NDArray[np.uint8], source: object) -> None:
+        self.data = data.data if isinstance(data, np.ndarray) else memoryview(data)
+        self.source = source
+        self.at = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes between here and the end."""
+        return len(self.data) - self.at
+
+    def wrong(self, text: str) -> FormatError:
+        """An error that says where it was found."""
+        return FormatError(f"{self.source} at byte {self.at}: {text}")
+
+    def take(self, n_bytes: int, what: str) -> memoryview:
+        """The next bytes, not copied; TruncatedFile where there are fewer."""
+        if n_bytes > self.left:
+            raise TruncatedFile(
+                f"{self.source} at byte {self.at}: {what} wants {n_bytes} bytes, {self.left} are left; "
+                "the file is incomplete or damaged"
+            )
+        self.at += n_bytes
+        return self.data[self.at - n_bytes : self.at]
+
+    def number(self, code: str, what: str = "a number") -> Any:
+        """One number of a struct code, such as "I" for an unsigned 32-bit one."""
+        form = "<" + code
+        return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
+
+    def numbers(self, dtype: DTypeLike, count: int, what: str) -> NDArray[Any]:
+        """An array of `count` numbers, a view of the buffer."""
+        of = np.dtype(dtype).newbyteorder("<")
+        return np.frombuffer(self.take(count * of.itemsize, what), of)
+
+    def text(self, what: str, longest: int) -> str:
+        """A string with its length before it (64 bits): strictly UTF-8, of at most `longest` bytes."""
+        length = self.number("Q", f"the length of {what}")
+        if length > longest:
+            raise self.wrong(f"{what} has {length} bytes; at most {longest} are allowed")
+        return self._decoded(self.take(length, what), what)
+
+    def texts(self, what: str, count: int, longest: int) -> list[str]:
+        """`count` strings that have at most `longest` bytes together; a tight loop, for vocabularies."""
+        if count > self.left // _LENGTH.size:
+            raise self.wrong(f"{what} claims {count} strings, but {self.left} bytes are left")
+        data, at, end = self.data, self.at, len(self.data)
+        room = longest
+        found: list[str] = []
+        for _ in range(count):
+            start = at + _LENGTH.size
+            length = _LENGTH.unpack_from(data, at)[0] if start <= end else end
+            room -= length
+            if start + length > end or room < 0:
+                self.at = at
+                if room < 0 and start + length <= end:
+                    raise self.wrong(f"{what} has over {longest} bytes of text, which is the most allowed")
+                self.take(start + length - at, f"string {len(found)} of {what}")
+            at = start + length
+            try:
+                found.append(str(data[start:at], "utf-8"))
+            except UnicodeDecodeError:
+                self.at = start
+                raise self.wrong(f"string {len(found)} of {what} is not UTF-8") from None
+        self.at = at
+        return found
+
+    def _decoded(self, data: memoryview, what: str) -> str:
+        try:
+            return str(data, "utf-8")
+        except UnicodeDecodeError:
+            self.at -= len(data)
+            raise self.wrong(f"{what} is not UTF-8") from None
