@@ -13,6 +13,7 @@ VitralError                     anything that is the caller's to put right
 │   └── TemplateError             a chat template that fails, or wants too much
 ├── RequestError                a generation request that cannot be served as asked
 │   └── ContextOverflow           prompt and answer do not fit the context
+├── NumericalError              the model computed something that is not a number
 └── HubError                    a model that cannot be found, fetched or verified
     ├── ModelNotFound             no such path, short name or repository
     └── DigestMismatch            the bytes are not the ones that were promised
@@ -29,6 +30,7 @@ __all__ = [
     "HardwareError",
     "HubError",
     "ModelNotFound",
+    "NumericalError",
     "RequestError",
     "SettingsError",
     "SpecError",
@@ -92,6 +94,10 @@ class RequestError(VitralError):
 
 class ContextOverflow(RequestError):
     """Prompt and answer together do not fit the context."""
+
+
+class NumericalError(VitralError):
+    """The model computed something that is not a number, so there is no next token."""
 
 
 class HubError(VitralError):

@@ -1,0 +1,316 @@
+"""Many requests at once, token ids in, token ids out.
+
+    engine = Engine(forward, context_length=4096)
+    with engine.answer([1, 2, 3], SamplingParams(max_tokens=16)) as answer:
+        for event in answer:
+            ...
+
+A request's tokens depend on its own prompt, parameters and seed, never on what else runs: the model
+computes rows by the numeric law, the scheduler only decides when. Any thread may ask; whichever
+thread waits for an event computes the next step for all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+import numpy as np
+
+from vitral.engine import sampler
+from vitral.engine.blocks import PageAllocator
+from vitral.engine.forward import Forward, assemble
+from vitral.engine.prefix import PrefixCache
+from vitral.engine.request import (
+    Event,
+    Finished,
+    FinishReason,
+    NewToken,
+    OnLogits,
+    PromptScored,
+    Request,
+    SamplingParams,
+)
+from vitral.engine.scheduler import Chunk, Scheduler
+from vitral.errors import ContextOverflow, RequestError, SettingsError, VitralError
+from vitral.model.law import F32
+
+__all__ = ["Answer", "Engine"]
+
+
+class Answer:
+    """The events of one request as they come, up to its Finished. Closing it early cancels the request.
+
+    `seed` is the one in use, drawn if none was given.
+    """
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self.request_id = request.id
+        self.seed = request.seed
+        self._engine = engine
+        self._ended = False
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        if self._ended:
+            raise StopIteration
+        event = self._engine._next_event(self.request_id)
+        if isinstance(event, Finished):
+            self.close()
+        return event
+
+    def close(self) -> None:
+        """Cancel what is not finished. May be called again."""
+        if not self._ended:
+            self._ended = True
+            self._engine._hang_up(self.request_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Engine:
+    """Runs requests on one model, many a step.
+
+    context_length: the most tokens of prompt and answer together.
+    step_tokens: the most tokens of a step; most_running: the most requests that share a step.
+    prefix_cache: whether full pages are found again by content.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        context_length: int,
+        step_tokens: int = 512,
+        most_running: int = 64,
+        prefix_cache: bool = True,
+    ) -> None:
+        room = forward.n_pages * forward.page_size
+        if context_length > room:
+            raise SettingsError(f"context_length is {context_length}; the cache holds {room} tokens: make it larger")
+        self.context_length = context_length
+        self._forward = forward
+        cache = PrefixCache(PageAllocator(forward.n_pages), forward.page_size, enabled=prefix_cache)
+        self._scheduler = Scheduler(cache, step_tokens=step_tokens, most_running=most_running, logit_rows=128)
+        self._requests: dict[int, Request] = {}
+        self._next_id = 0
+        self._arrived: deque[Request] = deque()
+        self._cancelled: set[int] = set()
+        self._mail: dict[int, deque[Event]] = {}
+        self._intake_lock = threading.Lock()  # guards the five fields above
+        self._step_lock = threading.Lock()  # held by the thread that computes
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is left to compute."""
+        with self._intake_lock:
+            return not self._requests
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        client: str = "",
+        salt: bytes = b"",
+        on_logits: OnLogits | None = None,
+    ) -> int:
+        """Queue a request and return its id.
+
+        `client` shares the machine fairly with other clients. `salt` parts the prefix cache: only
+        requests of equal salt find each other's pages. `on_logits` sees the logits of every position.
+
+        Raises RequestError for a prompt or parameters that cannot be served, ContextOverflow with the
+        counts if prompt and answer do not fit.
+        """
+        return self._new(prompt, params, client, salt, on_logits, mail=False).id
+
+    def answer(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        client: str = "",
+        salt: bytes = b"",
+        on_logits: OnLogits | None = None,
+    ) -> Answer:
+        """Like `add`, but the events go to the Answer returned; whoever reads it computes the steps."""
+        return Answer(self, self._new(prompt, params, client, salt, on_logits, mail=True))
+
+    def _new(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        client: str,
+        salt: bytes,
+        on_logits: OnLogits | None,
+        *,
+        mail: bool,
+    ) -> Request:
+        most = self._fit(prompt, params)
+        with self._intake_lock:
+            request = Request(self._next_id, prompt, params, most, client, salt, on_logits)
+            self._next_id += 1
+            self._requests[request.id] = request
+            self._arrived.append(request)
+            if mail:
+                self._mail[request.id] = deque()
+        return request
+
+    def cancel(self, request_id: int) -> None:
+        """End a request at the next step, before anything more is computed for it. Late calls do nothing."""
+        with self._intake_lock:
+            if request_id in self._requests:
+                self._cancelled.add(request_id)
+
+    def step(self) -> list[Event]:
+        """Compute one step and return what happened, in order. Nothing to do gives an empty list."""
+        with self._step_lock:
+            events = self._step()
+            self._deliver(events)
+            return events
+
+    def _next_event(self, request_id: int) -> Event:
+        mail = self._mail[request_id]
+        while True:
+            with self._step_lock:  # whoever had it before may have brought our event
+                if not mail:
+                    self._deliver(self._step())
+                if mail:
+                    return mail.popleft()
+
+    def _deliver(self, events: list[Event]) -> None:
+        with self._intake_lock:
+            for event in events:
+                if event.request_id in self._mail:
+                    self._mail[event.request_id].append(event)
+
+    def _hang_up(self, request_id: int) -> None:
+        self.cancel(request_id)
+        with self._intake_lock:
+            del self._mail[request_id]
+
+    def _step(self) -> list[Event]:
+        events = self._intake()
+        chunks = self._scheduler.plan()
+        if chunks:
+            events += self._compute(chunks)
+        return events
+
+    def _fit(self, prompt: Sequence[int], params: SamplingParams) -> int:
+        """Check a request against model and context; the most tokens of its answer."""
+        if not prompt:
+            raise RequestError("the prompt has no tokens; at least one is needed, such as the beginning-of-text token")
+        vocab = self._forward.vocab_size
+        for token in (*prompt, *params.logit_bias, *params.stop_ids):
+            if not isinstance(token, int | np.integer) or not 0 <= token < vocab:
+                raise RequestError(f"token id {token!r} does not exist; allowed: 0 to {vocab - 1}")
+        left = self.context_length - len(prompt)
+        if params.max_tokens is None and left < 1 or left < 0:
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} tokens; the context holds {self.context_length}, the answer included: "
+                "shorten the prompt or load the model with a larger context_length"
+            )
+        if params.max_tokens is None:
+            return left
+        if params.max_tokens > left:
+            raise ContextOverflow(
+                f"prompt ({len(prompt)} tokens) and answer (max_tokens {params.max_tokens}) need "
+                f"{len(prompt) + params.max_tokens}; the context holds {self.context_length}: "
+                f"ask for at most {left} or load the model with a larger context_length"
+            )
+        return params.max_tokens
+
+    def _intake(self) -> list[Event]:
+        with self._intake_lock:
+            arrived, self._arrived = self._arrived, deque()
+            cancelled, self._cancelled = self._cancelled, set()
+        events: list[Event] = []
+        for request in arrived:
+            self._scheduler.add(request)
+        for request_id in sorted(cancelled):
+            if request_id in self._requests:
+                events.append(self._finish(self._requests[request_id], "cancelled"))
+        for request in arrived:
+            if request.finished is None and request.max_tokens == 0 and not request.wants_every_position:
+                events.append(self._finish(request, "length"))
+        return events
+
+    def _compute(self, chunks: list[Chunk]) -> list[Event]:
+        """One pass for all chunks. If it fails, each chunk alone: the bits are the same and the fault is found."""
+        try:
+            batch = assemble(chunks)
+            logits = self._forward(batch)
+        except Exception as error:  # noqa: BLE001 - a fault ends the request that causes it, not the others
+            if len(chunks) > 1:
+                return [event for chunk in chunks for event in self._compute([chunk])]
+            return [self._finish(chunks[0].request, "error", _typed(error, "the model failed"))]
+        largest = np.argmax(logits, axis=-1)  # (R,)
+        events: list[Event] = []
+        row = 0
+        for chunk in chunks:
+            n = len(chunk.wanted)
+            try:
+                events += self._take(chunk, logits[row : row + n], largest[row : row + n].tolist())
+            except Exception as error:  # noqa: BLE001 - likewise
+                events.append(self._finish(chunk.request, "error", _typed(error, "the request failed")))
+            row += n
+        return events
+
+    def _take(self, chunk: Chunk, logits: F32, largest: list[int]) -> list[Event]:
+        """What a chunk's logits (n, V) mean for its request. What it raises ends the request alone."""
+        request, params = chunk.request, chunk.request.params
+        for position, row, top in zip(chunk.wanted, logits, largest, strict=True):
+            error = sampler.not_finite(row, top, position)
+            if error is not None:
+                raise error
+            if request.on_logits is not None:
+                request.on_logits(position, row)
+            if params.prompt_logprobs is not None and position + 1 < len(request.prompt):
+                token = request.ids[position + 1]
+                request.prompt_scores.append(sampler.score(row, top, token, params.prompt_logprobs))
+            request.seen = position + 1
+        if chunk.end < len(request.ids):
+            self._scheduler.advance(chunk)
+            return []
+        events: list[Event] = []
+        if request.answered == 0 and params.prompt_logprobs is not None:
+            events.append(PromptScored(request.id, tuple(request.prompt_scores)))
+        if request.max_tokens == 0:
+            self._scheduler.advance(chunk)
+            return [*events, self._finish(request, "length")]
+        token = sampler.choose(request, logits[-1], largest[-1])
+        score = None if params.logprobs is None else sampler.score(logits[-1], largest[-1], token, params.logprobs)
+        self._scheduler.advance(chunk)
+        request.ids.append(token)
+        request.counts[token] = request.counts.get(token, 0) + 1
+        events.append(NewToken(request.id, token, score))
+        if token in params.stop_ids:
+            events.append(self._finish(request, "stop"))
+        elif request.answered == request.max_tokens:
+            events.append(self._finish(request, "length"))
+        return events
+
+    def _finish(self, request: Request, reason: FinishReason, error: VitralError | None = None) -> Finished:
+        request.finished = reason
+        self._scheduler.remove(request)
+        with self._intake_lock:
+            del self._requests[request.id]
+        return Finished(request.id, reason, request.cached or 0, error)
+
+
+def _typed(error: Exception, what: str) -> VitralError:
+    """The error as one of ours, so that whoever asked can tell it from a bug in their own code."""
+    if isinstance(error, VitralError):
+        return error
+    typed = VitralError(f"{what}: {type(error).__name__}: {error}")
+    typed.__cause__ = error
+    return typed

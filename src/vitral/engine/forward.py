@@ -1,0 +1,80 @@
+"""What the engine needs of a model, and how a step's chunks become its arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitral.engine.scheduler import Chunk
+from vitral.model.law import F32
+
+__all__ = ["I32", "Batch", "Forward", "assemble"]
+
+I32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """T tokens of B sequences, each sequence's tokens together and ascending.
+
+    ids (T,): token ids. positions (T,): places in their sequences, from 0. sequence (T,): rows of the
+    page table. page_table (B, P): the pages of each sequence in order, -1 behind its last.
+    wanted (R,): which of the T tokens' logits to return.
+    """
+
+    ids: I32
+    positions: I32
+    sequence: I32
+    page_table: I32
+    wanted: I32
+
+
+class Forward(Protocol):
+    """A model with a paged cache of keys and values.
+
+    A token's logits depend on the tokens before it in its sequence and on nothing else: not on
+    the batch, the chunk, or which pages hold the cache.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def n_pages(self) -> int: ...
+
+    @property
+    def page_size(self) -> int:
+        """Positions that a page holds."""
+        ...
+
+    def __call__(self, batch: Batch) -> F32:
+        """Compute the tokens, keep their keys and values in the pages; logits (R, V) of the wanted ones."""
+        ...
+
+
+def assemble(chunks: Sequence[Chunk]) -> Batch:
+    """The arrays of a step, chunk after chunk."""
+    ids: list[int] = []
+    positions: list[int] = []
+    sequence: list[int] = []
+    wanted: list[int] = []
+    widest = max(len(chunk.request.pages) for chunk in chunks)
+    table = np.full((len(chunks), widest), -1, np.int32)
+    for row, chunk in enumerate(chunks):
+        first = len(ids)
+        ids += chunk.request.ids[chunk.start : chunk.end]
+        positions += range(chunk.start, chunk.end)
+        sequence += [row] * chunk.count
+        wanted += [first + position - chunk.start for position in chunk.wanted]
+        table[row, : len(chunk.request.pages)] = chunk.request.pages
+    return Batch(
+        np.array(ids, np.int32),
+        np.array(positions, np.int32),
+        np.array(sequence, np.int32),
+        table,
+        np.array(wanted, np.int32),
+    )
