@@ -17,9 +17,7 @@ COLD = SamplingParams(max_tokens=12)
 def requests(n: int) -> list[tuple[list[int], SamplingParams]]:
     rng = np.random.default_rng(3)
     shared = rng.integers(0, 50, 9).tolist()
-    return [
-        (shared[: 3 + i % 7] + rng.integers(0, 50, 1 + i % 11).tolist(), WARM if i % 2 else COLD) for i in range(n)
-    ]
+    return [(shared[: 3 + i % 7] + rng.integers(0, 50, 1 + i % 11).tolist(), WARM if i % 2 else COLD) for i in range(n)]
 
 
 def alone(forward_type: type = HashForward) -> list[list[int]]:
@@ -202,7 +200,9 @@ def test_every_position_is_seen_once_even_when_put_back() -> None:
     seen: dict[int, list[int]] = {}
     for prompt in ([1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [7] * 9):
         positions: list[int] = []
-        request_id = engine.add(prompt, SamplingParams(max_tokens=14), on_logits=lambda p, row, to=positions: to.append(p))
+        request_id = engine.add(
+            prompt, SamplingParams(max_tokens=14), on_logits=lambda p, row, to=positions: to.append(p)
+        )
         seen[request_id] = positions
     while not engine.idle:
         engine.step()

@@ -115,7 +115,8 @@ def uniform(seed: int, position: int) -> float:
     >>> uniform(1, 5) == uniform(1, 5) != uniform(1, 6)
     True
     """
-    bits = np.random.Philox(key=[seed, 0], counter=[position, 0, 0, 0]).random_raw()
+    key = np.array([seed, 0], np.uint64)
+    bits = np.random.Philox(key=key, counter=np.array([position, 0, 0, 0], np.uint64)).random_raw()
     return (int(bits) >> 11) * 2.0**-53
 
 
