@@ -118,7 +118,7 @@ class Cursor:
     def texts(self, what: str, count: int, longest: int) -> list[str]:
         """`count` strings that have at most `longest` bytes together; a tight loop, for vocabularies."""
         if count > self.left // _LENGTH.size:
-            raise self.wrong(f"{what} claims {count} strings, but {self.left} bytes are left")
+            raise TruncatedFile(f"{self.source} at byte {self.at}: {what} claims {count} strings in {self.left} bytes")
         data, at, end = self.data, self.at, len(self.data)
         room = longest
         found: list[str] = []

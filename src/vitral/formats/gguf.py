@@ -89,10 +89,11 @@ class GgufFile:
 
     def exact_metadata(self) -> dict[str, Any]:
         """The metadata with numbers as NumPy scalars of their types: what `write_gguf` writes back unchanged."""
-        return {
-            key: np.dtype(SCALARS[self.types[key]]).type(value) if self.types[key] in SCALARS else value
-            for key, value in self.metadata.items()
-        }
+        exact = dict(self.metadata)
+        for key, kind in self.types.items():
+            if kind in SCALARS and kind != BOOL:
+                exact[key] = np.dtype(SCALARS[kind]).type(exact[key])
+        return exact
 
 
 def read_gguf(path: Path) -> GgufFile:
