@@ -1,7 +1,9 @@
 // From the bytes of a GGUF row to panels; the reverse of nothing: the file stays as it is.
-#include <cstring>
+#include "pack.h"
 
-#include "packed.h"
+#include <cstring>
+#include <stdexcept>
+#include <string>
 
 namespace vitral {
 namespace {
@@ -131,6 +133,17 @@ void pack(Matrix m, const uint8_t* file_rows, int64_t begin, int64_t end, uint8_
         place_scales(m.type, row + s * l.file_bytes, r, panel + m.codes_size() + s * l.scale_bytes);
     }
   }
+}
+
+PackedMatrix::PackedMatrix(Type type, int64_t rows, int64_t cols, const uint8_t* file_rows, ThreadPool& pool)
+    : view_{type, rows, cols, file_rows} {
+  const Layout& l = kLayouts[type];
+  if (rows < 0 || cols <= 0 || cols % l.file_block)
+    throw std::invalid_argument(std::string(l.name) + " wants columns in blocks of " + std::to_string(l.file_block) + ", found " + std::to_string(cols));
+  if (is_float(type)) return;
+  memory_ = Buffer(view_.size());
+  view_.data = memory_.data();
+  pool.split(view_.panels(), [&](int64_t begin, int64_t end, int) { pack(view_, file_rows, begin, end, memory_.data()); });
 }
 
 }  // namespace vitral

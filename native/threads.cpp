@@ -35,6 +35,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(Call call, const void* task) {
+  std::lock_guard<std::mutex> one(running_);
   call_ = call;
   task_ = task;
   pending_.store(n_ - 1, std::memory_order_relaxed);

@@ -19,6 +19,7 @@ class ThreadPool {
 
   int size() const { return n_; }
 
+  // Several threads may ask at once: one round runs after another.
   // Calls task(worker) for each worker 0..size-1, worker 0 on this thread; returns when all are done.
   template <class Task>
   void each(const Task& task) {
@@ -50,6 +51,7 @@ class ThreadPool {
   alignas(64) std::atomic<int> pending_{0};      // workers that have not finished this round
   alignas(64) std::atomic<int> parked_{0};
   std::atomic<bool> stop_{false};
+  std::mutex running_;
   std::mutex mutex_;
   std::condition_variable wake_;
 };

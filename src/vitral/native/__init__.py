@@ -1,0 +1,11 @@
+"""The door to C++: instruction sets, kernels, and the model that the engine runs.
+
+The kernels give the bits of `vitral.model.law`, whichever instruction set computes them.
+"""
+
+from __future__ import annotations
+
+from vitral.native.features import InstructionSet, available, choose, instruction_sets
+from vitral.native.model import Cache, NativeModel, argmax, top_n
+
+__all__ = ["Cache", "InstructionSet", "NativeModel", "argmax", "available", "choose", "instruction_sets", "top_n"]

@@ -1,0 +1,134 @@
+// Model and cache, and what sampling needs from logits.
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <numeric>
+
+#include "../dispatch.h"
+#include "../model.h"
+#include "areas.h"
+#include "arrays.h"
+
+namespace vitral {
+namespace {
+
+// A model that one call at a time may use.
+struct Door {
+  Model model;
+  std::mutex mutex;
+  Door(const Config& c, const std::string& isa, int threads) : model(c, kernels_for(isa), threads) {}
+};
+
+int64_t entry(const nb::dict& d, const char* key) { return nb::cast<int64_t>(d[key]); }
+
+Config config_from(const nb::dict& d) {
+  return {entry(d, "dim"), entry(d, "n_layers"), entry(d, "n_heads"), entry(d, "n_kv_heads"), entry(d, "head_dim"),
+          entry(d, "hidden_dim"), entry(d, "vocab_size"), entry(d, "sliding_window"), entry(d, "n_experts"),
+          entry(d, "n_experts_per_token"), nb::cast<float>(d["norm_eps"]), nb::cast<bool>(d["tied_embeddings"])};
+}
+
+std::unique_ptr<Cache> make_cache(const Door& door, int64_t n_pages, int64_t page_size, const std::string& kv_type) {
+  if (kv_type != "f16" && kv_type != "f32") throw std::invalid_argument("kv_type is '" + kv_type + "'; allowed: f16, f32");
+  const Config& c = door.model.config();
+  return std::make_unique<Cache>(c.n_layers, c.n_kv_heads, c.head_dim, n_pages, page_size, kv_type == "f32" ? KvType::f32 : KvType::f16);
+}
+
+// Calls `on_tap(name, array, sequence)` with a view that it may write to.
+Taps make_taps(const std::vector<std::string>& names, const nb::object& on_tap) {
+  Taps taps;
+  taps.names.insert(names.begin(), names.end());
+  taps.see = [on_tap](const std::string& name, void* data, const std::vector<int64_t>& shape, bool whole, int sequence) {
+    nb::gil_scoped_acquire acquired;
+    std::vector<size_t> sizes(shape.begin(), shape.end());
+    if (whole) on_tap(name, nb::ndarray<nb::numpy, int32_t>(data, sizes.size(), sizes.data(), nb::none()), sequence);
+    else on_tap(name, nb::ndarray<nb::numpy, float>(data, sizes.size(), sizes.data(), nb::none()), sequence);
+  };
+  return taps;
+}
+
+nb::ndarray<nb::numpy, float> forward(Door& door, Cache& cache, In<int32_t, 1> ids, In<int32_t, 1> positions, In<int32_t, 1> sequences,
+                                      In<int32_t, 2> pages, In<int32_t, 1> wanted, const std::vector<std::string>& names,
+                                      const nb::object& on_tap) {
+  const size_t T = ids.shape(0);
+  if (positions.shape(0) != T || sequences.shape(0) != T)
+    throw std::invalid_argument("ids, positions and sequences differ in length: " + std::to_string(T) + ", " +
+                                std::to_string(positions.shape(0)) + ", " + std::to_string(sequences.shape(0)));
+  for (size_t t = 0; t < T; ++t)
+    if (sequences.data()[t] < 0 || static_cast<size_t>(sequences.data()[t]) >= pages.shape(0))
+      throw std::invalid_argument("token " + std::to_string(t) + " has sequence " + std::to_string(sequences.data()[t]) + " of " +
+                                  std::to_string(pages.shape(0)));
+  Step step{static_cast<int64_t>(T), static_cast<int64_t>(wanted.shape(0)), static_cast<int64_t>(pages.shape(1)), ids.data(),
+            positions.data(), sequences.data(), pages.data(), wanted.data()};
+  float* logits;
+  auto result = make_array<float, 2>({wanted.shape(0), static_cast<size_t>(door.model.config().vocab_size)}, &logits);
+  const Taps taps = make_taps(names, on_tap);
+  nb::gil_scoped_release released;
+  std::lock_guard<std::mutex> lock(door.mutex);
+  door.model.forward(cache, step, &taps, logits);
+  return result;
+}
+
+void set_weight(Door& door, const std::string& name, const std::string& type_name, In<uint8_t, 2> raw) {
+  const Type type = type_named(type_name);
+  nb::gil_scoped_release released;
+  std::lock_guard<std::mutex> lock(door.mutex);
+  door.model.set_weight(name, type, raw.data(), raw.shape(0), columns_of(type, raw.shape(1)));
+}
+
+void set_rope(Door& door, In<float, 2> cos, In<float, 2> sin) {
+  const size_t half = door.model.config().head_dim / 2;
+  if (cos.shape(1) != half || sin.shape(1) != half || cos.shape(0) != sin.shape(0))
+    throw std::invalid_argument("cos and sin must both be (positions, " + std::to_string(half) + ")");
+  door.model.set_rope(cos.data(), sin.data(), cos.shape(0));
+}
+
+int64_t argmax(In<float, 1> x) {
+  if (!x.shape(0)) throw std::invalid_argument("no logits");
+  return std::max_element(x.data(), x.data() + x.shape(0)) - x.data();
+}
+
+// Positions of the n largest, largest first; of equals the lower position first.
+nb::ndarray<nb::numpy, int32_t> top_n(In<float, 1> x, size_t n) {
+  n = std::min(n, x.shape(0));
+  int32_t* out;
+  auto result = make_array<int32_t, 1>({n}, &out);
+  nb::gil_scoped_release released;
+  std::vector<int32_t> order(x.shape(0));
+  std::iota(order.begin(), order.end(), 0);
+  const float* p = x.data();
+  std::partial_sort_copy(order.begin(), order.end(), out, out + n, [p](int32_t a, int32_t b) { return p[a] > p[b] || (p[a] == p[b] && a < b); });
+  return result;
+}
+
+}  // namespace
+
+void bind_model(nb::module_& m) {
+  nb::class_<Cache>(m, "Cache")
+      .def_prop_ro("n_pages", &Cache::n_pages)
+      .def_prop_ro("page_size", &Cache::page_size)
+      .def_prop_ro("nbytes", &Cache::size)
+      .def_prop_ro("kv_type", [](const Cache& c) { return c.type() == KvType::f32 ? "f32" : "f16"; })
+      .def("copy_page", [](Cache& c, int64_t from, int64_t to) {
+        if (from < 0 || to < 0 || from >= c.n_pages() || to >= c.n_pages())
+          throw std::out_of_range("pages " + std::to_string(from) + ", " + std::to_string(to) + " of " + std::to_string(c.n_pages()));
+        c.copy_page(from, to);
+      });
+  nb::class_<Door>(m, "Model")
+      .def("__init__", [](Door* self, const nb::dict& d, const std::string& isa, int threads) {
+        if (threads < 1 || threads > 1024) throw std::invalid_argument("threads is " + std::to_string(threads) + "; allowed: 1 to 1024");
+        new (self) Door(config_from(d), isa, threads);
+      }, nb::arg("config"), nb::arg("isa"), nb::arg("threads"))
+      .def("set_weight", &set_weight, nb::arg("name"), nb::arg("type"), nb::arg("raw"))
+      .def("finish", [](Door& d) { d.model.finish(); })
+      .def("set_rope", &set_rope, nb::arg("cos"), nb::arg("sin"))
+      .def("new_cache", &make_cache, nb::arg("n_pages"), nb::arg("page_size"), nb::arg("kv_type"))
+      .def("forward", &forward, nb::arg("cache"), nb::arg("ids"), nb::arg("positions"), nb::arg("sequences"), nb::arg("pages"),
+           nb::arg("wanted"), nb::arg("taps"), nb::arg("on_tap").none())
+      .def_prop_ro("isa", [](const Door& d) { return d.model.kernels().isa; })
+      .def_prop_ro("threads", [](const Door& d) { return d.model.n_threads(); })
+      .def_prop_ro("weight_bytes", [](const Door& d) { return d.model.weight_bytes(); });
+  m.def("argmax", &argmax, nb::arg("x"));
+  m.def("top_n", &top_n, nb::arg("x"), nb::arg("n"));
+}
+
+}  // namespace vitral

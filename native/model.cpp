@@ -1,0 +1,300 @@
+#include "model.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "run.h"
+
+namespace vitral {
+namespace {
+
+[[noreturn]] void refuse(const std::string& text) { throw std::invalid_argument(text); }
+
+std::string shape_text(int64_t rows, int64_t cols) { return std::to_string(rows) + " x " + std::to_string(cols); }
+
+bool any_packed(std::initializer_list<const Matrix*> list) {
+  return std::any_of(list.begin(), list.end(), [](const Matrix* m) { return !is_float(m->type); });
+}
+
+}  // namespace
+
+void Model::Activations::resize(int64_t r, int64_t c) {
+  rows = r, cols = c;
+  x.resize(r * c);
+  codes.resize(r * c);
+  scales.resize(r * ((c + 31) / 32));
+  sums.resize(r * ((c + 15) / 16));
+}
+
+Model::Model(const Config& config, const Kernels& kernels, int n_threads)
+    : config_(config), kernels_(kernels), pool_(n_threads), scratch_(n_threads < 1 ? 1 : n_threads) {}
+
+void Model::set_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols) {
+  if (matrices_.count(name)) refuse("weight " + name + " is set twice");
+  Matrix m{type, rows, cols, nullptr};
+  if (!is_float(type) && cols % m.layout().file_block)
+    refuse("weight " + name + " has rows of " + std::to_string(cols) + "; " + m.layout().name + " wants multiples of " +
+           std::to_string(m.layout().file_block));
+  Buffer memory(m.size());
+  if (is_float(type)) std::memcpy(memory.data(), raw, m.size());
+  else
+    pool_.split(m.panels(), [&](int64_t begin, int64_t end, int) { pack(m, raw, begin, end, memory.data()); });
+  m.data = memory.data();
+  memory_.push_back(std::move(memory));
+  matrices_[name] = m;
+}
+
+const Matrix& Model::matrix(const std::string& name, int64_t rows, int64_t cols) const {
+  auto found = matrices_.find(name);
+  if (found == matrices_.end()) refuse("weight " + name + " is missing");
+  const Matrix& m = found->second;
+  if (m.rows != rows || m.cols != cols)
+    refuse("weight " + name + " is " + shape_text(m.rows, m.cols) + "; the model wants " + shape_text(rows, cols));
+  return m;
+}
+
+const float* Model::vector(const std::string& name, int64_t n) const {
+  const Matrix& m = matrix(name, 1, n);
+  if (m.type != F32) refuse("weight " + name + " is " + m.layout().name + "; it must be F32");
+  return reinterpret_cast<const float*>(m.data);
+}
+
+void Model::finish() {
+  const Config& c = config_;
+  const int64_t queries = c.n_heads * c.head_dim, keys = c.n_kv_heads * c.head_dim;
+  embed_ = matrix("embed.weight", c.vocab_size, c.dim);
+  unembed_ = c.tied_embeddings ? embed_ : matrix("unembed.weight", c.vocab_size, c.dim);
+  ln_final_ = vector("ln_final.weight", c.dim);
+  size_t used = c.tied_embeddings ? 2 : 3;
+  for (int64_t i = 0; i < c.n_layers; ++i) {
+    const std::string block = "blocks." + std::to_string(i) + ".";
+    Layer layer{vector(block + "ln1.weight", c.dim),
+                vector(block + "ln2.weight", c.dim),
+                matrix(block + "attn.q.weight", queries, c.dim),
+                matrix(block + "attn.k.weight", keys, c.dim),
+                matrix(block + "attn.v.weight", keys, c.dim),
+                matrix(block + "attn.o.weight", c.dim, queries),
+                {},
+                {}};
+    used += 6;
+    if (c.n_experts) {
+      layer.router = matrix(block + "mlp.router.weight", c.n_experts, c.dim);
+      if (layer.router.type != F32) refuse("weight " + block + "mlp.router.weight must be F32");
+      ++used;
+    }
+    for (int64_t e = 0; e < std::max<int64_t>(c.n_experts, 1); ++e) {
+      const std::string mlp = block + (c.n_experts ? "mlp.experts." + std::to_string(e) + "." : "mlp.");
+      layer.experts.push_back({matrix(mlp + "gate.weight", c.hidden_dim, c.dim), matrix(mlp + "up.weight", c.hidden_dim, c.dim),
+                               matrix(mlp + "down.weight", c.dim, c.hidden_dim)});
+      used += 3;
+    }
+    layers_.push_back(std::move(layer));
+  }
+  if (used != matrices_.size()) refuse(std::to_string(matrices_.size() - used) + " weights are left over");
+}
+
+int64_t Model::weight_bytes() const {
+  int64_t sum = 0;
+  for (const Buffer& b : memory_) sum += b.size();
+  return sum;
+}
+
+void Model::set_rope(const float* cos, const float* sin, int64_t n_positions) {
+  const int64_t n = n_positions * config_.head_dim / 2;
+  cos_.assign(cos, cos + n);
+  sin_.assign(sin, sin + n);
+  n_positions_ = n_positions;
+}
+
+void Model::check(const Cache& cache, const Step& s) const {
+  const Config& c = config_;
+  if (static_cast<int64_t>(layers_.size()) != c.n_layers) refuse("finish() was not called: the model has no layers yet");
+  if (cache.n_layers() != c.n_layers || cache.n_kv_heads() != c.n_kv_heads || cache.head_dim() != c.head_dim)
+    refuse("the cache was made for another model");
+  for (int64_t t = 0; t < s.n_tokens; ++t) {
+    const std::string token = "token " + std::to_string(t);
+    if (s.ids[t] < 0 || s.ids[t] >= c.vocab_size)
+      refuse(token + " has id " + std::to_string(s.ids[t]) + "; allowed: 0 to " + std::to_string(c.vocab_size - 1));
+    if (s.positions[t] < 0 || s.positions[t] >= n_positions_)
+      refuse(token + " is at position " + std::to_string(s.positions[t]) + "; the rope table has " + std::to_string(n_positions_));
+    if (s.sequences[t] < 0) refuse(token + " has sequence " + std::to_string(s.sequences[t]));
+    if (s.positions[t] / cache.page_size() >= s.table_width) refuse(token + " lies outside the page table");
+    if (t && s.sequences[t] == s.sequences[t - 1] && s.positions[t] != s.positions[t - 1] + 1)
+      refuse(token + " does not follow the one before it in its sequence");
+    for (int64_t p = 0; p <= s.positions[t] / cache.page_size(); ++p) {
+      const int32_t page = s.pages[s.sequences[t] * s.table_width + p];
+      if (page < 0 || page >= cache.n_pages())
+        refuse(token + " needs page " + std::to_string(page) + "; the cache has " + std::to_string(cache.n_pages()));
+    }
+  }
+  for (int64_t r = 0; r < s.n_wanted; ++r)
+    if (s.wanted[r] < 0 || s.wanted[r] >= s.n_tokens)
+      refuse("logits are wanted of token " + std::to_string(s.wanted[r]) + " of " + std::to_string(s.n_tokens));
+}
+
+void Model::forward(Cache& cache, const Step& step, const Taps* taps, float* logits) {
+  check(cache, step);
+  const Config& c = config_;
+  Run run(cache, step, taps, c);
+  embed(run);
+  for (int64_t i = 0; i < c.n_layers; ++i) {
+    const Layer& layer = layers_[i];
+    const std::string block = run.tapped() ? "blocks." + std::to_string(i) + "." : "";
+    run.tap(block, "hook_resid_pre", run.x.data(), {run.T, c.dim});
+    norm(run, layer.ln1, block + "ln1", block + "attn.hook_in", run.x.data(), any_packed({&layer.q, &layer.k, &layer.v}));
+    attention(run, i);
+    run.tap(block, "hook_attn_out", run.out.data(), {run.T, c.dim});
+    kernels_.add(run.x.data(), run.out.data(), run.T * c.dim, run.x.data());
+    run.tap(block, "hook_resid_mid", run.x.data(), {run.T, c.dim});
+    const Expert& first = layer.experts[0];
+    norm(run, layer.ln2, block + "ln2", block + "mlp.hook_in", run.x.data(), c.n_experts || any_packed({&first.gate, &first.up}));
+    if (c.n_experts) mixture(run, i);
+    else swiglu(run, first, run.h, block + "mlp.", run.out.data());
+    run.tap(block, "hook_mlp_out", run.out.data(), {run.T, c.dim});
+    kernels_.add(run.x.data(), run.out.data(), run.T * c.dim, run.x.data());
+    run.tap(block, "hook_resid_post", run.x.data(), {run.T, c.dim});
+  }
+  if (!step.n_wanted) return;
+  std::vector<float> last(step.n_wanted * c.dim);
+  for (int64_t r = 0; r < step.n_wanted; ++r)
+    std::copy_n(run.x.data() + step.wanted[r] * c.dim, c.dim, last.data() + r * c.dim);
+  run.h.resize(step.n_wanted, c.dim);
+  norm(run, ln_final_, "ln_final", "unembed.hook_in", last.data(), any_packed({&unembed_}));
+  products(run.h.view(), {{&unembed_, logits}});
+  run.tap("", "unembed.hook_out", logits, {step.n_wanted, c.vocab_size});
+}
+
+void Model::embed(Run& run) {
+  const int64_t dim = config_.dim;
+  pool_.split(run.T, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) kernels_.row[embed_.type](embed_, run.step.ids[t], run.x.data() + t * dim);
+  });
+  run.tap("", "hook_embed", run.x.data(), {run.T, dim});
+}
+
+void Model::quantise(Activations& a, int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; ++t)
+    kernels_.quantise(a.x.data() + t * a.cols, a.cols, a.codes.data() + t * a.cols, a.scales.data() + t * (a.cols / 32),
+                      a.sums.data() + t * (a.cols / 16));
+}
+
+// Rows of run.h from x: over the root of the mean square, times the gain, and in 8 bits.
+void Model::norm(Run& run, const float* gain, const std::string& prefix, const std::string& out, const float* x, bool quantised) {
+  Activations& h = run.h;
+  const int64_t n = h.cols;
+  auto scale_of = [&](int64_t t) { return kernels_.rms_scale(x + t * n, n, config_.norm_eps); };
+  auto normalise = [&](int64_t t, float scale) { kernels_.scale_row(x + t * n, 1.0f / scale, n, h.x.data() + t * n); };
+  auto gained = [&](int64_t t) { kernels_.mul(h.x.data() + t * n, gain, n, h.x.data() + t * n); };
+  if (!run.tapped()) {
+    pool_.split(h.rows, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t) normalise(t, scale_of(t)), gained(t);
+      if (quantised) quantise(h, begin, end);
+    });
+    return;
+  }
+  std::vector<float> scales(h.rows);
+  for (int64_t t = 0; t < h.rows; ++t) scales[t] = scale_of(t);
+  run.tap(prefix, ".hook_scale", scales.data(), {h.rows, 1});
+  for (int64_t t = 0; t < h.rows; ++t) normalise(t, scales[t]);
+  run.tap(prefix, ".hook_normalized", h.x.data(), {h.rows, n});
+  for (int64_t t = 0; t < h.rows; ++t) gained(t);
+  run.tap(out, "", h.x.data(), {h.rows, n});
+  if (quantised) quantise(h, 0, h.rows);
+}
+
+// All products with the same input at once: one part of the rows of all matrices for each thread.
+void Model::products(const Rows& rows, const std::vector<Product>& list) {
+  auto units = [](const Matrix& m) { return is_float(m.type) ? (m.rows + 3) / 4 : m.panels(); };
+  int64_t total = 0;
+  for (const Product& p : list) total += units(*p.matrix);
+  pool_.split(total, [&](int64_t begin, int64_t end, int) {
+    int64_t offset = 0;
+    for (const Product& p : list) {
+      const Matrix& m = *p.matrix;
+      const int64_t n = units(m), from = std::max<int64_t>(begin - offset, 0), to = std::min(end - offset, n);
+      offset += n;
+      if (from >= to) continue;
+      const bool plain = is_float(m.type);
+      kernels_.matmul[m.type](m, rows, plain ? from * 4 : from, plain ? std::min(to * 4, m.rows) : to, p.out, m.rows);
+    }
+  });
+}
+
+void Model::swiglu(Run& run, const Expert& expert, const Activations& in, const std::string& prefix, float* out) {
+  const int64_t n = in.rows, F = config_.hidden_dim;
+  run.gate.resize(n * F);
+  run.up.resize(n * F);
+  run.post.resize(n, F);
+  products(in.view(), {{&expert.gate, run.gate.data()}, {&expert.up, run.up.data()}});
+  run.tap(prefix, "hook_pre", run.gate.data(), {n, F});
+  run.tap(prefix, "hook_pre_linear", run.up.data(), {n, F});
+  const bool packed = !is_float(expert.down.type), tapped = run.tapped();
+  pool_.split(n, [&](int64_t begin, int64_t end, int) {
+    kernels_.silu_mul(run.gate.data() + begin * F, run.up.data() + begin * F, (end - begin) * F, run.post.x.data() + begin * F);
+    if (packed && !tapped) quantise(run.post, begin, end);
+  });
+  run.tap(prefix, "hook_post", run.post.x.data(), {n, F});
+  if (packed && tapped) quantise(run.post, 0, n);
+  products(run.post.view(), {{&expert.down, out}});
+}
+
+void Model::mixture(Run& run, int64_t i) {
+  const int64_t T = run.T, E = config_.n_experts, k = config_.n_experts_per_token, C = config_.dim;
+  const Layer& layer = layers_[i];
+  const std::string mlp = run.tapped() ? "blocks." + std::to_string(i) + ".mlp." : "";
+  std::vector<float> probs(T * E), share(T * k);
+  std::vector<int32_t> chosen(T * k);
+  products(run.h.view(), {{&layer.router, probs.data()}});
+  run.tap(mlp, "hook_router_logits", probs.data(), {T, E});
+  for (int64_t t = 0; t < T; ++t) kernels_.softmax(probs.data() + t * E, E);
+  run.tap(mlp, "hook_router_probs", probs.data(), {T, E});
+  std::vector<int32_t> order(E);
+  for (int64_t t = 0; t < T; ++t) {
+    const float* p = probs.data() + t * E;
+    for (int64_t e = 0; e < E; ++e) order[e] = static_cast<int32_t>(e);
+    std::stable_sort(order.begin(), order.end(), [p](int32_t a, int32_t b) { return p[a] > p[b]; });
+    std::copy_n(order.begin(), k, chosen.begin() + t * k);
+  }
+  run.tap(mlp, "hook_expert_indices", chosen.data(), {T, k}, true);
+  for (int64_t t = 0; t < T; ++t) {
+    float total = 0.0f;
+    for (int64_t r = 0; r < k; ++r) {
+      const int32_t e = chosen[t * k + r];
+      if (e < 0 || e >= E) refuse(mlp + "hook_expert_indices: expert " + std::to_string(e) + " does not exist");
+      total += share[t * k + r] = probs[t * E + e];
+    }
+    for (int64_t r = 0; r < k; ++r) share[t * k + r] /= total;
+  }
+  run.tap(mlp, "hook_expert_weights_topk", share.data(), {T, k});
+
+  std::vector<float> outputs(T * k * C), some;
+  std::vector<int64_t> places;
+  Activations in;
+  for (int64_t e = 0; e < E; ++e) {
+    places.clear();
+    for (int64_t p = 0; p < T * k; ++p)
+      if (chosen[p] == e) places.push_back(p);
+    if (places.empty()) continue;
+    const int64_t n = static_cast<int64_t>(places.size());
+    in.resize(n, C);
+    for (int64_t r = 0; r < n; ++r) {  // the rows of the tokens that go to this expert
+      const int64_t t = places[r] / k;
+      std::copy_n(run.h.x.data() + t * C, C, in.x.data() + r * C);
+      std::copy_n(run.h.codes.data() + t * C, C, in.codes.data() + r * C);
+      std::copy_n(run.h.scales.data() + t * (C / 32), C / 32, in.scales.data() + r * (C / 32));
+      std::copy_n(run.h.sums.data() + t * (C / 16), C / 16, in.sums.data() + r * (C / 16));
+    }
+    some.resize(n * C);
+    const std::string expert = run.tapped() ? mlp + "experts." + std::to_string(e) + "." : "";
+    swiglu(run, layer.experts[e], in, expert, some.data());
+    run.tap(expert, "hook_out", some.data(), {n, C});
+    for (int64_t r = 0; r < n; ++r) std::copy_n(some.data() + r * C, C, outputs.data() + places[r] * C);
+  }
+  std::fill(run.out.begin(), run.out.end(), 0.0f);
+  pool_.split(T, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t r = 0; r < k; ++r) kernels_.add_scaled(outputs.data() + (t * k + r) * C, share[t * k + r], C, run.out.data() + t * C);
+  });
+}
+
+}  // namespace vitral

@@ -1,0 +1,98 @@
+// The forward pass over a batch: what src/vitral/model/reference.py says, in kernels.
+#pragma once
+#include <functional>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "cache.h"
+#include "kernels.h"
+#include "memory.h"
+#include "threads.h"
+
+namespace vitral {
+
+struct Config {
+  int64_t dim, n_layers, n_heads, n_kv_heads, head_dim, hidden_dim, vocab_size, sliding_window;  // window 0: none
+  int64_t n_experts, n_experts_per_token;                                                       // 0: dense
+  float norm_eps;
+  bool tied_embeddings;
+};
+
+// Tokens of one step. Token t has an id, a position and a sequence, a row of the page table; tokens
+// of a sequence are consecutive, their positions too. `wanted` are the tokens whose logits are asked.
+struct Step {
+  int64_t n_tokens, n_wanted, table_width;
+  const int32_t *ids, *positions, *sequences, *pages, *wanted;
+};
+
+// Sees a value by its name and may change it in place. `sequence` is the row of the page table where
+// a value belongs to one sequence, else -1. `data` is float32, or int32 for expert indices.
+struct Taps {
+  std::unordered_set<std::string> names;
+  std::function<void(const std::string& name, void* data, const std::vector<int64_t>& shape, bool whole, int sequence)> see;
+};
+
+class Model {
+ public:
+  Model(const Config& config, const Kernels& kernels, int n_threads);
+
+  // Takes GGUF rows of a tensor by its canonical name; they are packed or copied here.
+  void set_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols);
+  void finish();
+  // Tables of n_positions x head_dim / 2.
+  void set_rope(const float* cos, const float* sin, int64_t n_positions);
+  void forward(Cache& cache, const Step& step, const Taps* taps, float* logits);
+
+  const Config& config() const { return config_; }
+  const Kernels& kernels() const { return kernels_; }
+  int n_threads() const { return pool_.size(); }
+  int64_t weight_bytes() const;
+
+ private:
+  struct Expert { Matrix gate, up, down; };
+  struct Layer {
+    const float *ln1, *ln2;
+    Matrix q, k, v, o, router;
+    std::vector<Expert> experts;  // one where the model is dense
+  };
+  struct Product { const Matrix* matrix; float* out; };
+  // Floats and their 8-bit form; the latter only where `quantised` says that somebody reads it.
+  struct Activations {
+    std::vector<float> x, scales;
+    std::vector<int8_t> codes;
+    std::vector<int32_t> sums;
+    int64_t rows = 0, cols = 0;
+    void resize(int64_t r, int64_t c);
+    Rows view() const { return {rows, cols, x.data(), codes.data(), scales.data(), sums.data()}; }
+  };
+  struct Run;  // what one call of forward works on
+
+  const Matrix& matrix(const std::string& name, int64_t rows, int64_t cols) const;
+  const float* vector(const std::string& name, int64_t n) const;
+  void check(const Cache& cache, const Step& step) const;
+  void embed(Run& run);
+  void norm(Run& run, const float* gain, const std::string& prefix, const std::string& out, const float* x, bool quantised);
+  void quantise(Activations& a, int64_t begin, int64_t end);
+  void products(const Rows& rows, const std::vector<Product>& list);
+  void attention(Run& run, int64_t layer);
+  void attend(Run& run, int64_t layer);
+  void attend_seen(Run& run, int64_t layer);
+  void swiglu(Run& run, const Expert& expert, const Activations& in, const std::string& prefix, float* out);
+  void mixture(Run& run, int64_t layer);
+
+  Config config_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  std::unordered_map<std::string, Matrix> matrices_;
+  std::vector<Buffer> memory_;
+  std::vector<Layer> layers_;
+  const float* ln_final_ = nullptr;
+  Matrix embed_, unembed_;
+  std::vector<float> cos_, sin_;
+  int64_t n_positions_ = 0;
+  std::vector<std::vector<float>> scratch_;  // one for each worker
+};
+
+}  // namespace vitral

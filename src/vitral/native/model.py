@@ -1,0 +1,110 @@
+"""The forward pass in C++: weights go in, ids go in, logits come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitral.model.law import F32
+from vitral.model.spec import ModelSpec
+from vitral.native import _core
+
+__all__ = ["Cache", "NativeModel", "OnTap", "argmax", "top_n"]
+
+Cache = _core.Cache
+"""Keys and values in pages: `.n_pages`, `.page_size` (positions), `.nbytes`, `.copy_page(from, to)`."""
+
+OnTap = Callable[[str, NDArray[np.generic], int], None]
+"""Sees (name, array, sequence) and may write to the array; sequence is -1 where the rows are all tokens'."""
+
+I32 = NDArray[np.int32]
+
+
+class NativeModel:
+    """A model in memory, packed for this CPU; one call at a time runs, from any thread."""
+
+    def __init__(self, spec: ModelSpec, threads: int, isa: str) -> None:
+        moe = spec.moe
+        config = {
+            "dim": spec.dim,
+            "n_layers": spec.n_layers,
+            "n_heads": spec.n_heads,
+            "n_kv_heads": spec.n_kv_heads,
+            "head_dim": spec.head_dim,
+            "hidden_dim": spec.hidden_dim,
+            "vocab_size": spec.vocab_size,
+            "sliding_window": spec.sliding_window or 0,
+            "n_experts": moe.n_experts if moe else 0,
+            "n_experts_per_token": moe.n_experts_per_token if moe else 0,
+            "norm_eps": spec.norm_eps,
+            "tied_embeddings": spec.tied_embeddings,
+        }
+        self._model = _core.Model(config, isa, threads)
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that computes."""
+        return str(self._model.isa)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return int(self._model.weight_bytes)
+
+    def set_weight(self, name: str, type: str, raw: NDArray[np.uint8]) -> None:
+        """Pack a tensor by its canonical name from GGUF rows, uint8 (rows, bytes per row).
+
+        Norms and routers are float32. ValueError where name, type or shape do not fit.
+        """
+        self._model.set_weight(name, type, np.ascontiguousarray(raw))
+
+    def finish(self) -> None:
+        """All weights are set; ValueError names one that is missing, left over or of a wrong shape."""
+        self._model.finish()
+
+    def set_rope(self, cos: F32, sin: F32) -> None:
+        """Rotary tables (positions, D / 2); positions beyond them are refused."""
+        self._model.set_rope(np.ascontiguousarray(cos), np.ascontiguousarray(sin))
+
+    def new_cache(self, n_pages: int, page_size: int, kv_type: str) -> Cache:
+        """A cache of `n_pages` pages of `page_size` positions (a multiple of 16), "f16" or "f32"."""
+        return self._model.new_cache(n_pages, page_size, kv_type)
+
+    def forward(
+        self,
+        cache: Cache,
+        ids: I32,
+        positions: I32,
+        sequence: I32,
+        page_table: I32,
+        wanted: I32,
+        taps: Sequence[str] = (),
+        on_tap: OnTap | None = None,
+    ) -> F32:
+        """Logits (R, V) of the wanted tokens (R,) of a step of T tokens.
+
+        ids, positions and sequence are (T,); `sequence` is a row of page_table (B, P). Tokens of one
+        sequence are consecutive. Values whose names are in `taps` are shown to `on_tap`, which may
+        write to them. ValueError names what does not fit.
+        """
+        return self._model.forward(cache, ids, positions, sequence, page_table, wanted, list(taps), on_tap)
+
+
+def argmax(logits: F32) -> int:
+    """Position of the largest; of equals the lowest.
+
+    >>> argmax(np.array([1, 3, 3], np.float32))
+    1
+    """
+    return int(_core.argmax(np.ascontiguousarray(logits)))
+
+
+def top_n(logits: F32, n: int) -> I32:
+    """Positions of the n largest, largest first; of equals the lower first.
+
+    >>> top_n(np.array([1, 3, 3], np.float32), 2).tolist()
+    [1, 2]
+    """
+    return _core.top_n(np.ascontiguousarray(logits), n)
