@@ -50,7 +50,13 @@ class Answer:
         self.request_id = request.id
         self.seed = request.seed
         self._engine = engine
+        self._request = request
         self._ended = False
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompt that were found in the prefix cache."""
+        return self._request.cached or 0
 
     def __iter__(self) -> Iterator[Event]:
         return self

@@ -1,0 +1,52 @@
+"""The native model behind the engine's `Forward`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vitral.engine.forward import Batch
+from vitral.formats.weights import Weights
+from vitral.model import rope
+from vitral.model.law import F32
+from vitral.model.spec import ModelSpec
+from vitral.native import Cache, NativeModel
+
+__all__ = ["NativeForward", "native_model"]
+
+
+class NativeForward:
+    """A native model and its paged cache."""
+
+    def __init__(self, model: NativeModel, cache: Cache, vocab_size: int) -> None:
+        self.model = model
+        self.cache = cache
+        self.vocab_size = vocab_size
+
+    @property
+    def n_pages(self) -> int:
+        return int(self.cache.n_pages)
+
+    @property
+    def page_size(self) -> int:
+        return int(self.cache.page_size)
+
+    def __call__(self, batch: Batch) -> F32:
+        return self.model.forward(
+            self.cache, batch.ids, batch.positions, batch.sequence, batch.page_table, batch.wanted
+        )
+
+
+def native_model(spec: ModelSpec, weights: Weights, *, threads: int, isa: str, context_length: int) -> NativeModel:
+    """Pack every tensor for this CPU; all are consumed. Rotary tables reach `context_length` positions."""
+    model = NativeModel(spec, threads, isa)
+    for name in weights:
+        tensor = weights.take(name)
+        if len(tensor.shape) == 1 or name.endswith(".router.weight"):  # always float32 by the law
+            rows = tensor.dequantize().reshape(tensor.raw().shape[0], -1)
+            model.set_weight(name, "F32", np.ascontiguousarray(rows).view(np.uint8))
+        else:
+            model.set_weight(name, tensor.type.name, tensor.raw())
+    weights.finish()
+    model.finish()
+    model.set_rope(*rope.tables(spec, context_length, context_length))
+    return model

@@ -1,0 +1,426 @@
+"""Text in, text out: a model, its tokenizer and its engine as one object.
+
+import vitral
+
+with vitral.load("smollm2:135m") as model:
+    print(model.generate(messages=[{"role": "user", "content": "What is a prism?"}]).text)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from vitral.completion import Completion, Perplexity, StopStrings, Timings, Usage
+from vitral.engine import sampler
+from vitral.engine.engine import Answer, Engine
+from vitral.engine.forward import Forward
+from vitral.engine.request import (
+    Event,
+    Finished,
+    FinishReason,
+    NewToken,
+    PromptScored,
+    SamplingParams,
+    TokenScore,
+)
+from vitral.errors import RequestError
+from vitral.model.law import F32
+from vitral.model.spec import ModelSpec
+from vitral.settings import read_settings
+from vitral.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["LanguageModel", "Stream", "load"]
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    threads: int | None = None,
+    context_length: int | None = None,
+    kv_type: str = "f16",
+    isa: str | None = None,
+) -> LanguageModel:
+    """Open a model by path, short name or `hf:owner/name`, ready to generate.
+
+    threads: how many compute; VITRAL_THREADS, or all that this process may use.
+    context_length: the most tokens of prompt and answer together. Without it: the model's own, at most
+        8192, and at most what half of the memory left beside the weights holds.
+    kv_type: what keys and values are kept as, "f16" or "f32". It changes the logits' last bits.
+    isa: the instruction set; VITRAL_ISA, or the best that this machine has. It never changes a bit.
+
+    Raises ModelNotFound, FormatError, UnsupportedArchitecture, SettingsError, or HardwareError if
+    memory or CPU cannot do it.
+    """
+    from vitral import native  # the rest of this module needs neither C++ nor a checkpoint
+    from vitral.engine.memory import PAGE_SIZE, plan_cache
+    from vitral.engine.native import NativeForward, native_model
+    from vitral.formats.checkpoint import open_checkpoint
+    from vitral.hub import resolve
+    from vitral.tokenizer.load import load_tokenizer
+
+    settings = read_settings()
+    threads = threads or settings.threads or len(os.sched_getaffinity(0))
+    isa = native.choose(isa or settings.isa)
+    checkpoint = open_checkpoint(resolve(str(path_or_name)))
+    path = checkpoint.path
+    source = checkpoint.metadata if checkpoint.layout == "gguf" else path if path.is_dir() else path.parent
+    tokenizer = load_tokenizer(source)
+    plan = plan_cache(checkpoint.spec, checkpoint.weights.n_bytes(), kv_type, context_length)
+    model = native_model(
+        checkpoint.spec, checkpoint.weights, threads=threads, isa=isa, context_length=plan.context_length
+    )
+    cache = model.new_cache(plan.n_pages, PAGE_SIZE, kv_type)
+    forward = NativeForward(model, cache, checkpoint.spec.vocab_size)
+    return LanguageModel(checkpoint.spec, tokenizer, forward, context_length=plan.context_length)
+
+
+class LanguageModel:
+    """A model that generates. Several threads may use it at once: their requests share the steps.
+
+    `spec` says what the model is, `tokenizer` turns text into ids and back, `engine` runs requests of
+    ids, `context_length` is the most tokens of prompt and answer.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tokenizer: Tokenizer,
+        forward: Forward,
+        *,
+        context_length: int,
+        step_tokens: int = 512,
+        prefix_cache: bool = True,
+    ) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self._engine: Engine | None = Engine(
+            forward, context_length=context_length, step_tokens=step_tokens, prefix_cache=prefix_cache
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The engine below; RequestError once the model is closed."""
+        if self._engine is None:
+            raise RequestError("the model is closed; load it again")
+        return self._engine
+
+    def close(self) -> None:
+        """Give the memory back. May be called again."""
+        self._engine = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def logits(self, ids: Sequence[int]) -> F32:
+        """Logits (T, V), float32, after each of T tokens.
+
+        >>> logits = model.logits(model.tokenizer.encode("Once upon a time"))
+        >>> logits.shape[1] == model.spec.vocab_size
+        True
+        """
+        rows = np.empty((len(ids), self.spec.vocab_size), np.float32)
+
+        def keep(position: int, row: F32) -> None:
+            rows[position] = row
+
+        with self.engine.answer(ids, SamplingParams(max_tokens=0), on_logits=keep) as answer:
+            _raise_errors(answer)
+        return rows
+
+    def generate(
+        self,
+        text: str | None = None,
+        *,
+        messages: Messages | None = None,
+        ids: Sequence[int] | None = None,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> Completion:
+        """Continue a text, answer messages, or continue ids: exactly one of the three.
+
+        Text gets the special tokens that the model wants around it; control tokens written in it stay
+        plain text. Messages go through the model's chat template. Without a temperature the most likely
+        token is taken; `SamplingParams` explains the numbers. `stop` is one string or several, at which
+        the answer ends; `ignore_eos` goes on behind the model's own end.
+
+        Raises ContextOverflow if prompt and max_tokens do not fit the context, RequestError for
+        anything else that cannot be served.
+
+        >>> model.generate("Once upon a time", max_tokens=8).text
+        ', there was a little gir'
+        >>> again = model.generate("Once upon a time", max_tokens=8, temperature=1.0, seed=7)
+        >>> again.text == model.generate("Once upon a time", max_tokens=8, temperature=1.0, seed=7).text
+        True
+        """
+        stream = self.stream(
+            text,
+            messages=messages,
+            ids=ids,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+            seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        with stream:
+            for _ in stream:
+                pass
+        return stream.completion
+
+    def stream(
+        self,
+        text: str | None = None,
+        *,
+        messages: Messages | None = None,
+        ids: Sequence[int] | None = None,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> Stream:
+        """Like `generate`, but gives the text in pieces as they become certain.
+
+        A piece is never half a character nor part of a stop string. `completion` is there at the end.
+
+        >>> with model.stream("Once upon a time", max_tokens=8) as stream:
+        ...     "".join(stream) == stream.completion.text
+        True
+        """
+        prompt, continuing = self._prompt(text, messages, ids)
+        params = SamplingParams(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=dict(logit_bias or {}),
+            seed=seed,
+            max_tokens=max_tokens,
+            stop_ids=frozenset() if ignore_eos else self.tokenizer.eos_ids,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        stops = StopStrings([stop] if isinstance(stop, str) else stop)
+        return Stream(self.engine, self.tokenizer, prompt, params, stops, continuing=continuing)
+
+    def perplexity(
+        self,
+        text: str | Sequence[int],
+        *,
+        window: int = 512,
+        stride: int | None = None,
+        on_window: Callable[[int, int], None] | None = None,
+    ) -> Perplexity:
+        """How well the model predicts a text, given as text or ids.
+
+        Windows of `window` tokens begin every `stride` tokens (half a window if not said); in each, the
+        tokens that no window before scored are scored with all before them in the window as context.
+        The first token of a window is never scored. `on_window(done, all)` sees the progress.
+
+        >>> round(model.perplexity("Lily and Ben are friends. They like to play in the park.").value, 2)
+        1.84
+        """
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        stride = max(1, window // 2) if stride is None else stride
+        if not 2 <= window <= self.context_length or not 1 <= stride <= window:
+            raise RequestError(
+                f"window is {window} and stride {stride}; allowed: a window from 2 to the context length "
+                f"{self.context_length} and a stride from 1 to the window"
+            )
+        if len(ids) < 2:
+            raise RequestError(f"the text has {len(ids)} tokens; at least 2 are needed, one to predict the other from")
+        windows = [(start, min(start + window, len(ids))) for start in range(0, len(ids), stride)]
+        windows = windows[: 1 + next(i for i, (_, end) in enumerate(windows) if end == len(ids))]
+        total, scored, before = 0.0, 0, 0
+        for done, (start, end) in enumerate(windows, 1):
+            losses = self._losses(ids[start:end], max(before - start, 1))
+            total += math.fsum(losses)
+            scored += len(losses)
+            before = end
+            if on_window is not None:
+                on_window(done, len(windows))
+        if not scored:
+            raise RequestError("no token could be scored; give a longer text or a stride below the window")
+        return Perplexity(math.exp(total / scored), total / scored, scored, len(windows))
+
+    def _losses(self, ids: Sequence[int], first: int) -> list[float]:
+        """Negative log-likelihood of the tokens from `first` on."""
+        losses: list[float] = []
+
+        def take(position: int, row: F32) -> None:
+            if first <= position + 1 < len(ids):
+                losses.append(-sampler.score(row, int(np.argmax(row)), ids[position + 1], 0).logprob)
+
+        with self.engine.answer(ids, SamplingParams(max_tokens=0), on_logits=take) as answer:
+            _raise_errors(answer)
+        return losses
+
+    def _prompt(self, text: str | None, messages: Messages | None, ids: Sequence[int] | None) -> tuple[list[int], bool]:
+        """The ids to read, and whether the answer goes on from text that is already there."""
+        given = [name for name, value in (("text", text), ("messages", messages), ("ids", ids)) if value is not None]
+        if len(given) != 1:
+            raise RequestError(
+                f"{' and '.join(given) or 'nothing'} was given to generate from; allowed: one of text, messages, ids"
+            )
+        if messages is not None:
+            return self.tokenizer.encode_chat(messages), False
+        prompt = self.tokenizer.encode(text) if text is not None else [int(token) for token in ids or ()]
+        return prompt, any(token not in self.tokenizer.special_ids for token in prompt)
+
+
+class Stream(Iterator[str]):
+    """Pieces of an answer's text. Closing it early, or leaving its `with`, cancels the rest."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        prompt: list[int],
+        params: SamplingParams,
+        stops: StopStrings,
+        *,
+        continuing: bool,
+    ) -> None:
+        self._began = time.perf_counter()
+        self._answer = engine.answer(prompt, params)
+        self._decoder = tokenizer.stream(continuing=continuing)
+        self._stops = stops
+        self._prompt, self._params = prompt, params
+        self._text = ""
+        self._tokens: list[int] = []
+        self._scores: list[TokenScore] = []
+        self._prompt_scores: tuple[TokenScore, ...] | None = None
+        self._first_token_s: float | None = None
+        self._completion: Completion | None = None
+
+    @property
+    def seed(self) -> int:
+        """The seed in use, drawn if none was given."""
+        return self._answer.seed
+
+    @property
+    def completion(self) -> Completion:
+        """All of the answer; RequestError before its end."""
+        if self._completion is None:
+            raise RequestError("the answer has not ended; read the stream to its end or close it first")
+        return self._completion
+
+    def close(self) -> None:
+        """End the answer here; `completion` then says "cancelled". Does nothing after the end."""
+        if self._completion is None:
+            self._end("cancelled")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        while self._completion is None:
+            try:
+                piece = self._take(next(self._answer))
+            except BaseException:
+                self.close()
+                raise
+            if piece:
+                return piece
+        raise StopIteration
+
+    def _take(self, event: Event) -> str:
+        piece = ""
+        ended: FinishReason | None = None
+        match event:
+            case PromptScored(_, scores):
+                self._prompt_scores = scores
+            case NewToken(_, token, score):
+                piece = self._token(token, score)
+            case Finished(_, reason, _, error):
+                if error is not None:
+                    raise error
+                piece = self._stops.push(self._decoder.finish()) + self._stops.finish()
+                ended = reason
+        self._text += piece
+        if self._stops.stopped:
+            ended = "stop"
+        if ended is not None:
+            self._end(ended)
+        return piece
+
+    def _token(self, token: int, score: TokenScore | None) -> str:
+        if self._first_token_s is None:
+            self._first_token_s = time.perf_counter() - self._began
+        self._tokens.append(token)
+        if score is not None:
+            self._scores.append(score)
+        return "" if token in self._params.stop_ids else self._stops.push(self._decoder.push(token))
+
+    def _end(self, reason: FinishReason) -> None:
+        self._answer.close()
+        self._completion = Completion(
+            text=self._text,
+            token_ids=tuple(self._tokens),
+            prompt_ids=tuple(self._prompt),
+            logprobs=None if self._params.logprobs is None else tuple(self._scores),
+            prompt_logprobs=self._prompt_scores,
+            finish_reason=reason,
+            seed=self.seed,
+            params=self._params,
+            usage=Usage(len(self._prompt), self._answer.cached, len(self._tokens)),
+            timings=Timings(self._first_token_s, time.perf_counter() - self._began),
+        )
+
+
+def _raise_errors(answer: Answer) -> None:
+    for event in answer:
+        if isinstance(event, Finished) and event.error is not None:
+            raise event.error
