@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vitral.errors import TokenizerError
@@ -53,6 +54,7 @@ _TEKKEN = (
     ),
     *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
 )
+_TEKKEN_FORMATS = {"v2": "mistral-v3-tekken", "v3": "mistral-v3-tekken", "v7": "mistral-v7-tekken"}
 
 
 class RankCodec:
@@ -113,7 +115,8 @@ def from_tekken(definition: Mapping[str, Any]) -> Tokenizer:
         raise TokenizerError(f"tekken.json promises {found}; these do not fit together")
     strings = [_tekken_string(entry, rank) for rank, entry in enumerate(definition["vocab"][:n_ranks])]
     names = _tekken_names(definition.get("special_tokens"), n_special)
-    return _build("tekken", pattern, strings, names, specials_first=True, bos="<s>", eos="</s>")
+    tokenizer = _build("tekken", pattern, strings, names, specials_first=True, bos="<s>", eos="</s>")
+    return replace(tokenizer, chat_format=_TEKKEN_FORMATS.get(str(config.get("version"))))
 
 
 def _build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,13 @@ from vitral.tokenizer.tokenizer import END_OF_TURN, Tokenizer, token_ids_by_text
 from vitral.tokenizer.vocab import SPACE_MARK, Kind, Vocabulary, byte_piece, from_space_mark
 
 __all__ = ["from_llama2c", "from_model_bytes", "from_pieces", "looks_like_llama2c"]
+
+# Vocabularies without control tokens for turns, by the sha256 of their pieces 259 to 31,999: the chat format of the
+# instruct models that have them. Base models have them too; a checkpoint that knows better brings a template.
+_FORMATS = {
+    "4c5badf7b7df213a": "llama2",  # Llama 1 and 2
+    "53a6491d97106561": "mistral-v1",  # Mistral 7B v0.1 and v0.2, Mixtral 8x7B v0.1
+}
 
 
 class SentencePieceCodec:
@@ -107,6 +115,7 @@ def from_pieces(
         | ({eos_id} if eos_id is not None else set()),
         add_bos=add_bos and bos_id is not None,
         add_eos=add_eos,
+        chat_format=None if rule is SpaceRule.UNLESS_SPACE else _FORMATS.get(_fingerprint(texts)),
     )
 
 
@@ -157,6 +166,10 @@ def _llama2c_piece(id: int, text: str, score: float) -> Piece:
     if byte_piece(text) is not None:
         return Piece(text, 0.0, Kind.BYTE)
     return Piece(text.replace(" ", SPACE_MARK), score, Kind.NORMAL)
+
+
+def _fingerprint(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts[259:32000]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _first(given: int | None, found: list[int]) -> int | None:

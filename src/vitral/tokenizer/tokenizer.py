@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol
 
-from vitral.errors import TokenizerError
+from vitral.errors import TemplateError, TokenizerError
+from vitral.tokenizer import chat
 from vitral.tokenizer.special import Specials
 from vitral.tokenizer.stream import SpaceRule, TextStream
 from vitral.tokenizer.vocab import Kind, Vocabulary
@@ -48,6 +50,7 @@ class Tokenizer:
     eos_ids: frozenset[int] = frozenset()
     add_bos: bool = False
     add_eos: bool = False
+    chat_format: str | None = None  # the name of our template for it, where the vocabulary itself tells
     templates: Mapping[str, str] = field(default_factory=dict, repr=False)  # name -> Jinja source
 
     def __post_init__(self) -> None:
@@ -138,9 +141,91 @@ class Tokenizer:
         self.token_bytes(id)
         return self.vocabulary.pieces[id]
 
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source that chats are rendered with: the checkpoint's own, or ours for its control tokens, or None."""
+        return chat.choose_template(self.templates, self.specials, self.chat_format, tools=False)
+
+    @property
+    def template_digest(self) -> str | None:
+        """sha256 (hex) of `chat_template`."""
+        source = self.chat_template
+        return None if source is None else chat.template_digest(source)
+
+    def render_chat(
+        self,
+        messages: Sequence[chat.Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        date: datetime | None = None,
+    ) -> str:
+        """The text of a chat, for the eye; `encode_chat` gives the ids.
+
+        `template` names another of the checkpoint's templates or one of ours (`llama2`, `chatml` ...); for the other
+        parameters see `vitral.tokenizer.chat.render`. Raises TemplateError, also where there is no template at all.
+        """
+        source = self._template(template, bool(tools))
+        given = self._token_texts() | dict(variables or {})
+        return chat.render(
+            source,
+            messages,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            variables=given,
+            date=date,
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[chat.Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        date: datetime | None = None,
+    ) -> list[int]:
+        """Ids of a chat; parameters as for `render_chat`.
+
+        Control tokens come from the template alone: what the messages, tools, documents and variables hold of their
+        texts is encoded as plain text. BOS is added where the model wants one and the template wrote none.
+        """
+        given = {"messages": list(messages), "tools": tools, "documents": documents, "variables": dict(variables or {})}
+        safe, mark = chat.marked(given, self.specials)
+        rendered = self.render_chat(
+            safe["messages"],
+            tools=safe["tools"],
+            documents=safe["documents"],
+            add_generation_prompt=add_generation_prompt,
+            template=template,
+            variables=safe["variables"],
+            date=date,
+        )
+        ids = self.encode_parts(chat.parts_of(rendered, mark, self.specials), add_special=False)
+        return [self.bos_id, *ids] if self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id] else ids
+
     def with_templates(self, templates: Mapping[str, str]) -> Tokenizer:
         """The same tokenizer with other chat templates (name -> Jinja source; the one used is called `default`)."""
         return replace(self, templates=dict(templates))
+
+    def _template(self, name: str | None, tools: bool) -> str:
+        if name is not None:
+            return self.templates[name] if name in self.templates else chat.built_in(name)
+        source = chat.choose_template(self.templates, self.specials, self.chat_format, tools=tools)
+        if source is None:
+            ours = ", ".join(chat.built_in_names())
+            raise TemplateError(f"the checkpoint has no chat template; name the one it was trained with: {ours}")
+        return source
+
+    def _token_texts(self) -> dict[str, str]:
+        named = {"bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id, "pad": self.pad_id}
+        return {f"{name}_token": self.piece(id) for name, id in named.items() if id is not None}
 
     def _plain(self, text: str, after_special: bool) -> list[int]:
         try:
