@@ -1,0 +1,65 @@
+# Vitral's commands. Each says in one line what it does; `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -q
+NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*.* native/*/*.*)
+export PIP_PROGRESS_BAR ?= off
+
+.PHONY: help run test check build bench clean lock
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+run: $(VENV)/.installed ## build, fetch the embedded model (98 MB, once) and talk to it
+	@echo "make run: SmolLM2-135M-Instruct on this machine"
+	@$(VENV)/bin/vitral pull smollm2:135m
+	@$(VENV)/bin/vitral run smollm2:135m
+
+test: $(VENV)/.dev ## run all tests
+	@echo "make test: everything under tests/, and the examples in docstrings"
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev ## format, lint, types, layers
+	@echo "make check: format, lint, types, import layers"
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+build: $(VENV)/.dev ## compile the extension again after a change under native/
+	@echo "make build: done"
+
+bench: $(VENV)/.dev ## measure this machine in a minute
+	@echo "make bench: short form"
+	@$(PY) -m benchmarks.short
+
+lock: ## pin every dependency again, with hashes
+	@echo "make lock: requirements/*.txt from pyproject.toml"
+	@$(VENV)/bin/pip-compile -q --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-options --no-emit-find-links \
+	  --strip-extras --output-file requirements/core.txt pyproject.toml
+
+clean: ## remove what was built and installed
+	@echo "make clean: .venv and build"
+	@rm -rf $(VENV) build
+
+$(VENV)/bin/python:
+	@echo "make: creating the environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -U pip
+
+# What a user needs: the locked libraries, then Vitral itself.
+$(VENV)/.installed: requirements/core.txt $(NATIVE) | $(VENV)/bin/python
+	@echo "make: installing the locked libraries and building the extension"
+	@$(PIP) install --require-hashes -r requirements/core.txt
+	@$(PIP) install --no-deps -e .
+	@touch $@
+
+# What a developer needs as well: tools and oracles. torch comes first and alone, or its CUDA build comes along.
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.installed
+	@echo "make: installing the tools and the independent oracles for tests"
+	@$(PY) -c "import torch" 2>/dev/null || $(PIP) install torch==2.13.0 \
+	  || echo "make: torch 2.13.0 is not to be had; tests that need it will say so"
+	@$(PIP) install -r requirements/dev.txt
+	@touch $@
