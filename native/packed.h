@@ -49,13 +49,13 @@ constexpr Layout kLayouts[N_TYPES] = {
     {"IQ4_XS", 256, 136, Codes::table, Scales::k_int8, 32, 128, 256, 256, 32 + 8 * 16},
 };
 
-constexpr bool has_minima(Scales s) { return s == Scales::half_min || s == Scales::k_6bit || s == Scales::k_4bit; }
-constexpr bool is_float(Type t) { return t <= BF16; }
+[[gnu::always_inline]] constexpr bool has_minima(Scales s) { return s == Scales::half_min || s == Scales::k_6bit || s == Scales::k_4bit; }
+[[gnu::always_inline]] constexpr bool is_float(Type t) { return t <= BF16; }
 
 // The levels of IQ4_NL and IQ4_XS, plus 128.
 alignas(64) constexpr uint8_t kTable[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
-constexpr int64_t align64(int64_t n) { return (n + 63) / 64 * 64; }
+[[gnu::always_inline]] constexpr int64_t align64(int64_t n) { return (n + 63) / 64 * 64; }
 
 // A matrix of `rows` x `cols`: packed panels, or the file's rows where the type is a float.
 // Inlined everywhere: a copy compiled for one instruction set must not serve another.

@@ -98,11 +98,17 @@ void bind_kernels(nb::module_& m) {
     for (const IsaState& s : instruction_sets()) rows.emplace_back(s.name, s.available, s.reason);
     return rows;
   });
-  m.def("types", [] {
-    std::vector<std::tuple<std::string, int, int>> rows;
-    for (const Layout& l : kLayouts) rows.emplace_back(l.name, l.file_block, l.file_bytes);
+  // (op, weight type) of each kernel in a table; the type is empty where none is involved.
+  m.def("kernels", [](const std::string& isa) {
+    const Kernels& k = kernels_for(isa);
+    std::vector<std::tuple<std::string, std::string>> rows{{"quantise", ""}};
+    for (int t = 0; t < N_TYPES; ++t) {
+      if (k.matmul[t]) rows.emplace_back("matmul", kLayouts[t].name);
+      if (k.row[t]) rows.emplace_back("row", kLayouts[t].name);
+      if (k.unpack[t]) rows.emplace_back("unpack", kLayouts[t].name);
+    }
     return rows;
-  });
+  }, "isa"_a);
 
   nb::class_<ThreadPool>(m, "ThreadPool")
       .def(nb::init<int>(), "threads"_a)

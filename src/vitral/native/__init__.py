@@ -6,6 +6,22 @@ The kernels give the bits of `vitral.model.law`, whichever instruction set compu
 from __future__ import annotations
 
 from vitral.native.features import InstructionSet, available, choose, instruction_sets
+from vitral.native.kernels import Packed, matmul, pack, quantise_rows, rows_of, unpack
 from vitral.native.model import Cache, NativeModel, argmax, top_n
 
-__all__ = ["Cache", "InstructionSet", "NativeModel", "argmax", "available", "choose", "instruction_sets", "top_n"]
+__all__ = [
+    "Cache",
+    "InstructionSet",
+    "NativeModel",
+    "Packed",
+    "argmax",
+    "available",
+    "choose",
+    "instruction_sets",
+    "matmul",
+    "pack",
+    "quantise_rows",
+    "rows_of",
+    "top_n",
+    "unpack",
+]

@@ -44,6 +44,7 @@ def choose(name: str | None = None) -> str:
         if isa.name == name and isa.available:
             return name
         if isa.name == name:
-            raise HardwareError(f"instruction set {name} cannot be used: {isa.reason}; allowed: {', '.join(available())}")
+            raise HardwareError(
+                f"instruction set {name} cannot be used: {isa.reason}; allowed: {', '.join(available())}"
+            )
     raise HardwareError(f"instruction set {name!r} is not in this build; allowed: {', '.join(available())}")
-
