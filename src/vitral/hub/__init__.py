@@ -1,0 +1,31 @@
+"""Where models live: by path, by short name, or by `hf:owner/name`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitral.hub.remote import Progress, fetch, short_names
+from vitral.hub.store import Entry, Store
+from vitral.settings import read_settings
+
+__all__ = ["Entry", "Store", "pull", "resolve", "short_names", "store"]
+
+
+def store() -> Store:
+    """The store under VITRAL_HOME."""
+    return Store(read_settings().home)
+
+
+def pull(name: str, progress: Progress = lambda line: None) -> Path:
+    """The file or folder of a model, fetched and verified if the store does not have it yet.
+
+    Raises ModelNotFound, DigestMismatch, or HubError where it cannot be fetched.
+    """
+    here = store()
+    return here.path(name) or fetch(here, name, progress)
+
+
+def resolve(name: str) -> Path:
+    """The file or folder that a path or a name stands for; a name that is not in the store is fetched."""
+    path = Path(name).expanduser()
+    return path if path.exists() else pull(name)
