@@ -253,13 +253,13 @@ class LanguageModel:
         self,
         text: str | Sequence[int],
         *,
-        window: int = 512,
+        window: int | None = None,
         stride: int | None = None,
         on_window: Callable[[int, int], None] | None = None,
     ) -> Perplexity:
         """How well the model predicts a text, given as text or ids.
 
-        Windows of `window` tokens begin every `stride` tokens (half a window if not said); in each, the
+        Windows of `window` tokens (512, or the context if shorter) begin every `stride` tokens (half a window if not said); in each, the
         tokens that no window before scored are scored with all before them in the window as context.
         The first token of a window is never scored. `on_window(done, all)` sees the progress.
 
@@ -267,6 +267,7 @@ class LanguageModel:
         1.84
         """
         ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        window = min(512, self.context_length) if window is None else window
         stride = max(1, window // 2) if stride is None else stride
         if not 2 <= window <= self.context_length or not 1 <= stride <= window:
             raise RequestError(

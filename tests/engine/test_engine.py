@@ -230,7 +230,7 @@ def test_what_cannot_be_served_is_refused(
 
 
 def test_a_bias_that_forbids_everything_is_an_error() -> None:
-    params = SamplingParams(logit_bias={i: -np.inf for i in range(50)})
+    params = SamplingParams(logit_bias=dict.fromkeys(range(50), -np.inf))
     got = run(Engine(HashForward(), context_length=20), [([1], params)])[0]
     assert got.end is not None and isinstance(got.end.error, RequestError)
 
