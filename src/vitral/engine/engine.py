@@ -220,7 +220,7 @@ class Engine:
             if not isinstance(token, int | np.integer) or not 0 <= token < vocab:
                 raise RequestError(f"token id {token!r} does not exist; allowed: 0 to {vocab - 1}")
         left = self.context_length - len(prompt)
-        if params.max_tokens is None and left < 1 or left < 0:
+        if (params.max_tokens is None and left < 1) or left < 0:
             raise ContextOverflow(
                 f"the prompt has {len(prompt)} tokens; the context holds {self.context_length}, the answer included: "
                 "shorten the prompt or load the model with a larger context_length"

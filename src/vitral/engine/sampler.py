@@ -86,27 +86,39 @@ def adjust(logits: F32, params: SamplingParams, ids: Sequence[int], counts: Mapp
 
 def draw(adjusted: F64, params: SamplingParams, luck: float) -> int:
     """Steps 4 to 6 for a temperature above 0; `luck` is in [0, 1)."""
-    weights = _exp((adjusted - adjusted.max()) / params.temperature)  # the largest is 1
-    kept = len(weights)
+    distances = (adjusted - adjusted.max()) / params.temperature  # 0 for the most likely
+    n = len(distances)
     if params.min_p > 0:
-        kept = int(np.count_nonzero(weights >= params.min_p))
+        n = int(np.count_nonzero(distances >= math.log(params.min_p) - 1e-6))  # a few too many: see below
     if params.top_k > 0:
-        kept = min(kept, params.top_k)
-    look = kept if kept < len(weights) else min(_FIRST_LOOK, kept)
-    ranked = best(adjusted, look)
-    sums = np.cumsum(weights[ranked])
-    total = float(sums[-1]) if kept < len(weights) else _sum(weights)
-    reach = (params.top_p if params.top_p < 1 else luck) * total
-    while sums[-1] <= reach and look < kept:
-        look = min(kept, look * 8)
-        ranked = best(adjusted, look)
-        sums = np.cumsum(weights[ranked])
+        n = min(n, params.top_k)
+    if n < len(distances):
+        ranked = best(adjusted, n)
+        weights = _exp(distances[ranked])
+        ranked = ranked[: max(1, int(np.count_nonzero(weights >= params.min_p)))]  # exact
+        sums = np.cumsum(weights[: len(ranked)])
+        total = float(sums[-1])
+        reach = (params.top_p if params.top_p < 1 else luck) * total
+    else:
+        weights = _exp(distances)
+        reach = (params.top_p if params.top_p < 1 else luck) * _sum(weights)
+        ranked, sums = _most_likely(adjusted, weights, reach)
     if params.top_p < 1:
-        nucleus = min(int(np.searchsorted(sums, reach, side="left")), look - 1) + 1
-        sums = sums[:nucleus]
+        sums = sums[: int(np.searchsorted(sums, reach, side="left")) + 1]
         reach = luck * float(sums[-1])
-    index = min(int(np.searchsorted(sums, reach, side="right")), int(np.searchsorted(sums, sums[-1])))
-    return int(ranked[index])
+    last = int(np.searchsorted(sums, sums[-1]))  # the last one that weighs anything
+    return int(ranked[min(int(np.searchsorted(sums, reach, side="right")), last)])
+
+
+def _most_likely(adjusted: F64, weights: F64, reach: float) -> tuple[I64, F64]:
+    """Tokens from most to least likely with running sums of their weights, enough to pass `reach`."""
+    n = _FIRST_LOOK
+    while True:
+        ranked = best(adjusted, n)
+        sums = np.cumsum(weights[ranked])
+        if sums[-1] > reach or n >= len(weights):
+            return ranked, sums
+        n *= 8
 
 
 def uniform(seed: int, position: int) -> float:
@@ -152,21 +164,36 @@ def best(values: F32 | F64, n: int) -> I64:
 _TAYLOR = [1.0 / math.factorial(n) for n in range(12, -1, -1)]
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 6.93147180369123816490e-01, 1.90821492927058770002e-10
 _LOWEST = -700.0  # below, the exponential counts as 0
+_ROUND = 1.5 * 2.0**52
+_PIECE = 8192  # numbers at a time, so that they stay in the cache
 
 
 def _exp(x: F64) -> F64:
     """The exponential of numbers not above 0, from plain operations; below -700 it is 0."""
-    t = np.maximum(x, _LOWEST)
-    n = np.rint(t * _LOG2_E)
-    r = t - n * _LN2_HIGH
-    r -= n * _LN2_LOW
-    y = np.full_like(r, _TAYLOR[0])
-    for coefficient in _TAYLOR[1:]:
-        y *= r
-        y += coefficient
-    y *= ((n.astype(np.int64) + 1023) << 52).view(np.float64)
-    y[x < _LOWEST] = 0.0
-    return y
+    out = np.empty_like(x)
+    for start in range(0, len(x), _PIECE):
+        _exp_piece(x[start : start + _PIECE], out[start : start + _PIECE])
+    return out
+
+
+def _exp_piece(x: F64, out: F64) -> None:
+    r = np.maximum(x, _LOWEST)
+    shifted = r * _LOG2_E
+    shifted += _ROUND  # its lowest bits are now the whole number n of halvings, rounded to nearest
+    n = shifted - _ROUND
+    r -= n * _LN2_HIGH
+    n *= _LN2_LOW
+    r -= n
+    np.multiply(r, _TAYLOR[0], out=out)
+    for coefficient in _TAYLOR[1:-1]:
+        out += coefficient
+        out *= r
+    out += _TAYLOR[-1]
+    exponent = shifted.view(np.int64)
+    exponent <<= 52
+    bits = out.view(np.int64)
+    bits += exponent  # times 2^n
+    out *= x >= _LOWEST
 
 
 def _sum(x: F64) -> float:
