@@ -24,6 +24,7 @@ class ByteTokenizer:
     """Ids are bytes; 256 ends the text."""
 
     eos_ids = special_ids = frozenset({END})
+    vocab_size = END + 1
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

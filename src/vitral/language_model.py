@@ -30,7 +30,7 @@ from vitral.engine.request import (
     SamplingParams,
     TokenScore,
 )
-from vitral.errors import RequestError
+from vitral.errors import RequestError, SettingsError
 from vitral.model.law import F32
 from vitral.model.spec import ModelSpec
 from vitral.settings import read_settings
@@ -68,7 +68,10 @@ def load(
     from vitral.tokenizer.load import load_tokenizer
 
     settings = read_settings()
-    threads = threads or settings.threads or len(os.sched_getaffinity(0))
+    if threads is None:
+        threads = settings.threads or len(os.sched_getaffinity(0))
+    elif isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise SettingsError(f"threads is {threads!r}; allowed: a whole number from 1 to 1024")
     isa = native.choose(isa or settings.isa)
     checkpoint = open_checkpoint(resolve(str(path_or_name)))
     path = checkpoint.path
@@ -331,6 +334,7 @@ class Stream(Iterator[str]):
         self._began = time.perf_counter()
         self._answer = engine.answer(prompt, params)
         self._decoder = tokenizer.stream(continuing=continuing)
+        self._vocab_size = tokenizer.vocab_size
         self._stops = stops
         self._prompt, self._params = prompt, params
         self._text = ""
@@ -403,7 +407,10 @@ class Stream(Iterator[str]):
         self._tokens.append(token)
         if score is not None:
             self._scores.append(score)
-        return "" if token in self._params.stop_ids else self._stops.push(self._decoder.push(token))
+        if token in self._params.stop_ids:
+            return ""
+        # An embedding may have more rows than the tokenizer has ids; they stand for no text.
+        return self._stops.push(self._decoder.push(token) if token < self._vocab_size else "\ufffd")
 
     def _end(self, reason: FinishReason) -> None:
         self._answer.close()

@@ -216,7 +216,7 @@ class Engine:
         if not prompt:
             raise RequestError("the prompt has no tokens; at least one is needed, such as the beginning-of-text token")
         vocab = self._forward.vocab_size
-        for token in (*prompt, *params.logit_bias, *params.stop_ids):
+        for token in (*prompt, *params.logit_bias):
             if not isinstance(token, int | np.integer) or not 0 <= token < vocab:
                 raise RequestError(f"token id {token!r} does not exist; allowed: 0 to {vocab - 1}")
         left = self.context_length - len(prompt)
