@@ -38,23 +38,23 @@ class Fields:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            raise SpecError(f"{self.where}: {name} is {value!r}; allowed: {_KINDS.get(kind, kind.__name__)}")
+            raise SpecError(f"{self.where}: {name} is {_shown(value)}; allowed: {_KINDS.get(kind, kind.__name__)}")
         return value
 
     def must_be(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
         """Refuse a field whose value changes the architecture into one that we do not run."""
         self.read.add(name)
         value = self.values.get(name, allowed[0])
-        if value not in allowed:
+        if not any(type(value) is type(a) and value == a for a in allowed):
             wanted = " or ".join(repr(a) for a in allowed)
-            raise SpecError(f"{self.where}: {name} is {value!r}; Vitral runs {wanted} only ({why})")
+            raise SpecError(f"{self.where}: {name} is {_shown(value)}; Vitral runs {wanted} only ({why})")
 
     def finish(self) -> None:
         """Raise SpecError for the first field that nobody read and that is not listed as harmless."""
         for name in self.values:
             if name not in self.read and name not in self.harmless:
                 raise SpecError(
-                    f"{self.where}: field {name!r} (value {str(self.values[name])[:60]!r}) is unknown{self._near(name)}; "
+                    f"{self.where}: field {name!r} (value {_shown(self.values[name])}) is unknown{self._near(name)}; "
                     "it may change what the model computes, so it is not ignored"
                 )
 
@@ -62,6 +62,13 @@ class Fields:
         known = [*self.read, *self.harmless, *self.values]
         near = difflib.get_close_matches(name, [k for k in known if k != name], n=1)
         return f"; the nearest known one is {near[0]!r}" if near else ""
+
+
+def _shown(value: Any) -> str:
+    """A value in few characters; a large one is never written out."""
+    if isinstance(value, str | int | float | None):
+        return f"{value!r:.60}"
+    return f"a {type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else type(value).__name__
 
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object"}

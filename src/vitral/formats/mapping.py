@@ -6,8 +6,9 @@ and key rows that keep rotary pairs side by side are named by `pairs`; `rows.py`
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,18 @@ __all__ = [
     "canonical_from_meta",
     "spec_from_gguf",
     "spec_from_hf",
+    "spec_from_llama2c",
     "spec_from_meta",
     "spec_from_mistral",
 ]
 
 FAMILIES = "Llama 1/2/3.x, Mistral, Mixtral and models of the same architecture"
 
-_INNER = {"gate": "gate", "up": "up", "down": "down"}
-
 # --- GGUF -------------------------------------------------------------------------------------
 
 _GGUF_HARMLESS = {
     "llama.vocab_size": "read from the embedding",
     "llama.rope.scaling.finetuned": "says how the model was trained",
-    "llama.expert_gating_func": "softmax, checked apart",
 }
 _GGUF_TENSORS = [
     (r"token_embd\.weight", "embed.weight"),
@@ -79,8 +78,27 @@ _META_TENSORS = [
     (r"layers\.(\d+)\.feed_forward\.experts\.(\d+)\.w1\.weight", r"blocks.\1.mlp.experts.\2.gate.weight"),
     (r"layers\.(\d+)\.feed_forward\.experts\.(\d+)\.w2\.weight", r"blocks.\1.mlp.experts.\2.down.weight"),
     (r"layers\.(\d+)\.feed_forward\.experts\.(\d+)\.w3\.weight", r"blocks.\1.mlp.experts.\2.up.weight"),
+    # Mixtral 8x7B as first published: experts below each other, w2 with rows and columns exchanged
+    (r"layers\.(\d+)\.block_sparse_moe\.gate\.weight", r"blocks.\1.mlp.router.weight"),
+    (r"layers\.(\d+)\.block_sparse_moe\.w1", r"blocks.\1.mlp.experts.*.gate.weight"),
+    (r"layers\.(\d+)\.block_sparse_moe\.w2", r"blocks.\1.mlp.experts.*.down^T.weight"),
+    (r"layers\.(\d+)\.block_sparse_moe\.w3", r"blocks.\1.mlp.experts.*.up.weight"),
 ]
-GGUF_IGNORED = {"rope_freqs.weight": "read as the rotary scaling"}
+# Tensors that are read apart or hold what the configuration says already.
+_IGNORED = {
+    r"rope_freqs\.weight": "GGUF: read as the rotary scaling",
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": "rotary frequencies, computed from the configuration",
+    r"rope\.freqs": "rotary frequencies, computed from the configuration",
+}
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a foreign tensor is known to add nothing to the configuration.
+
+    >>> is_ignored("rope.freqs"), is_ignored("output.weight")
+    (True, False)
+    """
+    return any(re.fullmatch(pattern, name) for pattern in _IGNORED)
 
 
 def _canonical(table: list[tuple[str, str]], name: str) -> str | None:
@@ -127,9 +145,9 @@ def spec_from_gguf(
     `rope_factors` is the tensor `rope_freqs.weight`, if there is one.
     """
     architecture = metadata.get("general.architecture")
-    if architecture != "llama":
+    if not isinstance(architecture, str) or architecture != "llama":
         raise UnsupportedArchitecture(
-            f"the file holds a model of architecture {architecture!r}; Vitral runs {FAMILIES} (in GGUF: 'llama')"
+            f"the file holds a model of architecture {architecture!r:.80}; Vitral runs {FAMILIES} (in GGUF: 'llama')"
         )
     ours = {name: value for name, value in metadata.items() if name.startswith("llama.")}
     fields = Fields("GGUF metadata", ours, _GGUF_HARMLESS)
@@ -142,6 +160,7 @@ def spec_from_gguf(
             raise SpecError(f"GGUF metadata: {name} is {ours[name]}; Vitral runs heads of one size only, {head_dim}")
     fields.must_be("llama.expert_gating_func", (1,), "1 is softmax")
     fields.must_be("llama.use_parallel_residual", (False, True), "no effect on this architecture")
+    fields.must_be("llama.tensor_data_layout", ("Meta AI original pth",), "pairs of rotary rows side by side")
     experts = fields.get("llama.expert_count", int, 0)
     used = fields.get("llama.expert_used_count", int, 0)
     spec = ModelSpec(
@@ -166,11 +185,10 @@ def spec_from_gguf(
 def _heads(fields: Fields, name: str, default: int | None) -> int:
     value = fields.values.get(name)
     if isinstance(value, np.ndarray):  # one number for each layer
-        numbers = set(value.tolist())
-        if len(numbers) != 1:
+        if not value.size or (value != value[0]).any():
             raise SpecError(f"GGUF metadata: {name} differs between layers; Vitral runs equal layers only")
         fields.read.add(name)
-        return int(numbers.pop())
+        return int(value[0])
     return int(fields.get(name, int) if default is None else fields.get(name, int, default))
 
 
@@ -204,25 +222,36 @@ def _gguf_rope(fields: Fields, factors: tuple[float, ...] | None) -> RopeSpec:
 
 def _yarn_attention(factor: float) -> float:
     """YaRN's temperature, 0.1 ln(s) + 1 (arXiv 2309.00071, equation 22)."""
-    import math
-
     return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 # --- Hugging Face -----------------------------------------------------------------------------
 
 _HF_HARMLESS = {
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"), "the tokenizer's business"),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id"), "the tokenizer's"),
+    **dict.fromkeys(("tokenizer_class", "decoder_start_token_id", "bad_words_ids"), "the tokenizer's business"),
     **dict.fromkeys(("torch_dtype", "dtype"), "the tensors say it themselves"),
     **dict.fromkeys(("transformers_version", "_name_or_path", "model_type", "architectures"), "provenance, read apart"),
     **dict.fromkeys(("use_cache", "return_dict", "output_attentions", "output_hidden_states"), "run-time switches"),
+    **dict.fromkeys(("_attn_implementation_autoset", "attn_implementation", "_attn_implementation"), "run-time switches"),
+    **dict.fromkeys(("_flash_attn_2_enabled", "use_flash_attention_2", "torchscript", "use_bfloat16"), "run-time switches"),
     **dict.fromkeys(("initializer_range", "attention_dropout", "hidden_dropout", "router_jitter_noise"), "training only"),
-    **dict.fromkeys(("router_aux_loss_coef", "output_router_logits", "is_llama_config"), "training only"),
-    **dict.fromkeys(("pretraining_tp", "rope_interleaved", "transformers.js_config"), "how others ran it"),
+    **dict.fromkeys(("router_aux_loss_coef", "output_router_logits", "embd_pdrop", "resid_pdrop"), "training only"),
+    **dict.fromkeys(("pretraining_tp", "transformers.js_config", "use_sequence_parallel"), "how others ran it"),
+    **dict.fromkeys(("is_llama_config",), "a note of the trainer; the other fields say the same"),
     **dict.fromkeys(("max_sequence_length", "auto_map", "unsloth_version", "unsloth_fixed"), "notes of other tools"),
-    **dict.fromkeys(("_attn_implementation_autoset", "max_length", "id2label", "label2id"), "notes of transformers"),
-    **dict.fromkeys(("is_encoder_decoder", "chunk_size_feed_forward", "problem_type", "tie_encoder_decoder"), "notes of transformers"),
+    **dict.fromkeys(("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p"), "sampling defaults"),
+    **dict.fromkeys(("num_beams", "repetition_penalty", "num_return_sequences"), "sampling defaults"),
+    **dict.fromkeys(("id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params"), "classifiers only"),
+    **dict.fromkeys(("is_encoder_decoder", "chunk_size_feed_forward", "tie_encoder_decoder"), "notes of transformers"),
+    **dict.fromkeys(("is_decoder", "add_cross_attention", "cross_attention_hidden_size"), "notes of transformers"),
 }  # fmt: skip
+# What transformers assumes where config.json is silent.
+_HF_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"theta": 1e4, "eps": 1e-6, "context": 2048, "kv_heads": None, "window": None},
+    "mistral": {"theta": 1e4, "eps": 1e-6, "context": 131_072, "kv_heads": 8, "window": 4096},
+    "mixtral": {"theta": 1e6, "eps": 1e-5, "context": 131_072, "kv_heads": 8, "window": None},
+}
 _HF_ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "LLaMAForCausalLM": "llama",
@@ -239,46 +268,54 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     if family is None:
         raise UnsupportedArchitecture(f"config.json names the architecture {name!r}; Vitral runs {FAMILIES}")
     if config.get("quantization_config"):
-        method = dict(config["quantization_config"]).get("quant_method", "unknown")
-        raise SpecError(f"config.json: the weights are quantised with {method!r}; use the original or a GGUF file")
+        quantised = config["quantization_config"]
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise SpecError(
+            f"config.json: the weights are quantised with {str(method)[:40]!r}; use the original or a GGUF file"
+        )
+    defaults = _HF_DEFAULTS[str(family)]
     fields = Fields("config.json", config, _HF_HARMLESS)
+    fields.must_be("quantization_config", (None, {}), "plain weights")
     fields.must_be("hidden_act", ("silu",), "SwiGLU")
+    fields.must_be("rope_interleaved", (False, None), "pairs of rotary rows half a head apart")
+    fields.must_be("pruned_heads", ({}, None), "whole heads")
     for bias in ("attention_bias", "mlp_bias"):
         fields.must_be(bias, (False, None), "no biases in these families")
     dim, n_heads = fields.get("hidden_size", int), fields.get("num_attention_heads", int)
-    experts = fields.get("num_local_experts", int, 8 if family == "mixtral" else 0)
-    used = fields.get("num_experts_per_tok", int, 2 if family == "mixtral" else 0)
-    window = fields.get("sliding_window", int, 0) or None
+    window = config.get("sliding_window", defaults["window"])
+    fields.get("sliding_window", int, None)
+    moe = None
+    if family == "mixtral":
+        moe = MoeSpec(fields.get("num_local_experts", int, 8), fields.get("num_experts_per_tok", int, 2))
     spec = ModelSpec(
         dim=dim,
         n_layers=fields.get("num_hidden_layers", int),
         n_heads=n_heads,
-        n_kv_heads=fields.get("num_key_value_heads", int, n_heads),
+        n_kv_heads=fields.get("num_key_value_heads", int, defaults["kv_heads"] or n_heads),
         head_dim=fields.get("head_dim", int, dim // max(n_heads, 1)),
         hidden_dim=fields.get("intermediate_size", int),
         vocab_size=fields.get("vocab_size", int),
-        norm_eps=fields.get("rms_norm_eps", float, 1e-6),
-        max_context=fields.get("max_position_embeddings", int, 2048),
-        rope=_hf_rope(fields),
-        sliding_window=None if family == "llama" else window,
+        norm_eps=fields.get("rms_norm_eps", float, defaults["eps"]),
+        max_context=fields.get("max_position_embeddings", int, defaults["context"]),
+        rope=_hf_rope(fields, defaults["theta"], defaults["context"]),
+        sliding_window=None if family == "llama" else window or None,  # transformers' Llama has no window
         tied_embeddings=fields.get("tie_word_embeddings", bool, False),
-        moe=MoeSpec(experts, used) if family == "mixtral" else None,
+        moe=moe,
     )
     fields.finish()
     return spec
 
 
-def _hf_rope(fields: Fields) -> RopeSpec:
+def _hf_rope(fields: Fields, default_theta: float, default_context: int) -> RopeSpec:
     parameters = fields.get("rope_parameters", dict, None) or fields.get("rope_scaling", dict, None) or {}
     fields.read |= {"rope_parameters", "rope_scaling"}
-    rope = Fields("config.json, rope scaling", parameters, {"truncate": "checked apart"})
+    rope = Fields("config.json, rope scaling", parameters, {})
     rope.must_be("truncate", (True,), "yarn rounds its range")
     rope.must_be("partial_rotary_factor", (1, 1.0, None), "whole heads turn")
     fields.must_be("partial_rotary_factor", (1, 1.0, None), "whole heads turn")
-    top = fields.get("rope_theta", float, 10_000.0)
-    theta = rope.get("rope_theta", float, top)
+    theta = rope.get("rope_theta", float, fields.get("rope_theta", float, default_theta))
     kind = rope.get("rope_type", str, rope.get("type", str, "default"))
-    longest = fields.get("max_position_embeddings", int, 2048)
+    longest = fields.get("max_position_embeddings", int, default_context)
     match kind:
         case "default":
             found = RopeSpec(theta, "none")
@@ -299,6 +336,7 @@ def _hf_rope(fields: Fields) -> RopeSpec:
         case "yarn":
             for name in ("mscale", "mscale_all_dim"):
                 rope.must_be(name, (None, 1, 1.0), "DeepSeek's temperature")
+            rope.must_be("finetuned", (True, False, None), "says how the model was trained")
             factor = rope.get("factor", float)
             found = RopeSpec(
                 theta,
@@ -310,39 +348,32 @@ def _hf_rope(fields: Fields) -> RopeSpec:
                 attention_factor=rope.get("attention_factor", float, _yarn_attention(factor)),
             )
         case _:
-            raise SpecError(f"config.json: rope scaling {kind!r}; allowed: default, linear, dynamic, yarn, llama3")
+            raise SpecError(f"config.json: rope scaling {kind[:40]!r}; allowed: default, linear, dynamic, yarn, llama3")
     rope.finish()
     return found
 
 
-# --- Meta and Mistral -------------------------------------------------------------------------
+# --- Meta, Mistral and llama2.c ---------------------------------------------------------------
 
-_META_HARMLESS = {
+_PARAMS_HARMLESS = {
     "model_parallel_size": "how many shards there are; they are counted",
     "max_batch_size": "run-time limit",
-    "vision_chunk_size": "",
+    "use_cache": "run-time switch",
 }
 
 
 def spec_from_meta(params: Mapping[str, Any], vocab_size: int, hidden_dim: int, tied: bool) -> ModelSpec:
     """The architecture of Meta's `params.json`; rows of the embedding and of w1 come from the tensors."""
-    fields = Fields("params.json", params, {k: v for k, v in _META_HARMLESS.items() if v})
+    fields = Fields("params.json", params, _PARAMS_HARMLESS)
+    for name in ("quantization_args", "lora_args", "vision_model"):
+        fields.must_be(name, (None,), "text models with plain weights; take the original of this model")
+    for name in ("vision_chunk_size", "vision_num_cross_attention_layers"):
+        fields.must_be(name, (-1, None), "text models")
     dim, n_heads = fields.get("dim", int), fields.get("n_heads", int)
     declared = fields.get("vocab_size", int, -1)
     if declared not in (-1, vocab_size):
         raise SpecError(f"params.json: vocab_size is {declared}; the embedding has {vocab_size} rows")
     _check_hidden(fields, dim, hidden_dim)
-    theta = fields.get("rope_theta", float, 10_000.0)
-    rope = RopeSpec(theta, "none")
-    longest = 2048 if theta == 10_000.0 else 8192
-    if fields.get("use_scaled_rope", bool, False):
-        small = dim <= 3072  # Llama 3.2 1B and 3B; the file does not say it (llama-models, sku_list.py)
-        factor = fields.get("rope_scaling_factor", float, 32.0 if small else 8.0)
-        high = fields.get("high_freq_factor", float, 4.0)
-        rope = RopeSpec(
-            theta, "llama3", factor=factor, original_context=8192, low_freq_factor=1.0, high_freq_factor=high
-        )
-        longest = 131_072
     spec = ModelSpec(
         dim=dim,
         n_layers=fields.get("n_layers", int),
@@ -352,8 +383,8 @@ def spec_from_meta(params: Mapping[str, Any], vocab_size: int, hidden_dim: int, 
         hidden_dim=hidden_dim,
         vocab_size=vocab_size,
         norm_eps=fields.get("norm_eps", float),
-        max_context=fields.get("max_seq_len", int, longest),
-        rope=rope,
+        max_context=fields.get("max_seq_len", int, _meta_context(fields)),
+        rope=_meta_rope(fields, dim),
         sliding_window=None,
         tied_embeddings=tied,
         moe=None,
@@ -362,29 +393,77 @@ def spec_from_meta(params: Mapping[str, Any], vocab_size: int, hidden_dim: int, 
     return spec
 
 
+def _meta_rope(fields: Fields, dim: int) -> RopeSpec:
+    theta = fields.get("rope_theta", float, 10_000.0)
+    if not fields.get("use_scaled_rope", bool, False):
+        return RopeSpec(theta, "none")
+    # params.json says only that there is scaling. The factor is 8, and 32 for Llama 3.2 1B and 3B, the only
+    # ones with a dim up to 3072 (config.json of the same models; transformers' convert_llama_weights_to_hf.py).
+    return RopeSpec(
+        theta,
+        "llama3",
+        factor=fields.get("rope_scaling_factor", float, 32.0 if dim <= 3072 else 8.0),
+        original_context=8192,
+        low_freq_factor=1.0,
+        high_freq_factor=fields.get("rope_high_freq_factor", float, 4.0),
+    )
+
+
+def _meta_context(fields: Fields) -> int:
+    """The context that the model cards state; `params.json` leaves it out."""
+    if fields.get("use_scaled_rope", bool, False):
+        return 131_072  # Llama 3.1 to 3.3
+    theta = fields.get("rope_theta", float, 10_000.0)
+    if theta != 10_000.0:
+        return 16_384 if theta == 1_000_000.0 else 8192  # Code Llama; Llama 3
+    first = fields.get("norm_eps", float) < 1e-5 or (
+        fields.get("dim", int) == 8192 and "n_kv_heads" not in fields.values
+    )
+    return 2048 if first else 4096  # Llama 1; Llama 2
+
+
 def _check_hidden(fields: Fields, dim: int, hidden_dim: int) -> None:
     multiple = fields.get("multiple_of", int, 256)
     growth = fields.get("ffn_dim_multiplier", float, 1.0)
+    if multiple < 1 or not 0 < growth < 1000:
+        raise SpecError(f"params.json: multiple_of {multiple} and ffn_dim_multiplier {growth} must be above 0")
     wanted = -(-int(growth * int(2 * 4 * dim / 3)) // multiple) * multiple
     if fields.get("hidden_dim", int, wanted) != hidden_dim:
         raise SpecError(f"params.json describes a hidden_dim of {wanted}; the tensors have {hidden_dim}")
 
 
-_MISTRAL_HARMLESS = {"max_seq_len": "read apart", "max_position_embeddings": "read apart", "model_type": "provenance"}
-
-
 def spec_from_mistral(params: Mapping[str, Any], tied: bool) -> ModelSpec:
     """The architecture of Mistral's `params.json`."""
-    fields = Fields("params.json", params, _MISTRAL_HARMLESS)
-    for name in ("vision_encoder", "quantization", "ssm", "lora"):
+    fields = Fields("params.json", params, _PARAMS_HARMLESS)
+    fields.must_be("model_type", ("transformer", "mistral", "mixtral", None), "transformers")
+    for name in (
+        "vision_encoder",
+        "multimodal",
+        "quantization",
+        "lora",
+        "llama_4_scaling",
+        "q_lora_rank",
+        "kv_lora_rank",
+    ):
         fields.must_be(name, (None,), "text models with plain weights")
+    fields.must_be("use_biases", (False, None), "no biases in these families")
+    fields.must_be("causal", (True, None), "decoders")
+    window = params.get("sliding_window")
+    if isinstance(window, list):
+        raise SpecError(
+            f"params.json: sliding_window is a list ({str(window)[:60]}), one window for each layer in turn; "
+            "Vitral runs layers that are all alike"
+        )
+    window = fields.get("sliding_window", int, 0) or None
     moe_fields = fields.get("moe", dict, None)
     moe = None
     if moe_fields is not None:
         inner = Fields("params.json, moe", moe_fields, {})
         moe = MoeSpec(inner.get("num_experts", int), inner.get("num_experts_per_tok", int))
         inner.finish()
-    longest = fields.get("max_seq_len", int, fields.get("max_position_embeddings", int, 32_768))
+    longest = fields.get("max_position_embeddings", int, fields.get("model_max_length", int, 32_768))
+    # mistral-inference: a base of a million, but ten thousand for the first model, the one with a window.
+    theta = fields.get("rope_theta", float, 1_000_000.0 if window is None else 10_000.0)
     spec = ModelSpec(
         dim=fields.get("dim", int),
         n_layers=fields.get("n_layers", int),
@@ -394,11 +473,50 @@ def spec_from_mistral(params: Mapping[str, Any], tied: bool) -> ModelSpec:
         hidden_dim=fields.get("hidden_dim", int),
         vocab_size=fields.get("vocab_size", int),
         norm_eps=fields.get("norm_eps", float),
-        max_context=longest,
-        rope=RopeSpec(fields.get("rope_theta", float, 1_000_000.0 if moe else 10_000.0), "none"),
-        sliding_window=fields.get("sliding_window", int, 0) or None,
+        max_context=fields.get("max_seq_len", int, longest),
+        rope=_mistral_rope(fields, theta),
+        sliding_window=window,
         tied_embeddings=fields.get("tied_embeddings", bool, tied),
         moe=moe,
     )
     fields.finish()
     return spec
+
+
+def _mistral_rope(fields: Fields, theta: float) -> RopeSpec:
+    parameters = fields.get("yarn", dict, None)
+    if parameters is None:
+        return RopeSpec(theta, "none")
+    yarn = Fields("params.json, yarn", parameters, {})
+    factor = yarn.get("factor", float)
+    found = RopeSpec(
+        theta,
+        "yarn",
+        factor=factor,
+        original_context=yarn.get("original_max_position_embeddings", int),
+        beta_fast=yarn.get("beta", float, 32.0),
+        beta_slow=yarn.get("alpha", float, 1.0),
+        attention_factor=_yarn_attention(factor) if yarn.get("apply_scale", bool, True) else 1.0,
+    )
+    yarn.finish()
+    return found
+
+
+def spec_from_llama2c(header: Sequence[int]) -> ModelSpec:
+    """The architecture of a llama2.c header: dim, hidden_dim, layers, heads, kv heads, vocabulary, context."""
+    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_context = header
+    return ModelSpec(
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=dim // max(n_heads, 1),
+        hidden_dim=hidden_dim,
+        vocab_size=abs(vocab_size),
+        norm_eps=1e-5,  # run.c has it as a constant, and the base 10000
+        max_context=max_context,
+        rope=RopeSpec(10_000.0, "none"),
+        sliding_window=None,
+        tied_embeddings=vocab_size > 0,
+        moe=None,
+    )
