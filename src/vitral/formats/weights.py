@@ -82,6 +82,9 @@ class Weights(Mapping[str, Tensor]):
             raise TensorMismatch(f"there is no tensor {name}{_nearest(name, self.tensors)}")
         return self.tensors[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 
