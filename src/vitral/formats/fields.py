@@ -17,11 +17,17 @@ class Fields:
     """A configuration of which every field is read, known to be harmless, or refused.
 
     `where` names the file in messages; `harmless` maps fields without effect on the numbers to
-    the reason why.
+    the reason why; `notes` holds further facts of the file that may help and need not be read.
     """
 
-    def __init__(self, where: str, values: Mapping[str, Any], harmless: Mapping[str, str]) -> None:
-        self.where, self.values, self.harmless = where, values, harmless
+    def __init__(
+        self,
+        where: str,
+        values: Mapping[str, Any],
+        harmless: Mapping[str, str],
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.where, self.values, self.harmless, self.notes = where, values, harmless, notes or {}
         self.read: set[str] = set()
 
     def get(self, name: str, kind: type, default: Any = _MISSING) -> Any:

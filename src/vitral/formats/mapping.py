@@ -15,6 +15,7 @@ import numpy as np
 
 from vitral.errors import SpecError, UnsupportedArchitecture
 from vitral.formats.fields import Fields
+from vitral.model.rope import frequencies
 from vitral.model.spec import ModelSpec, MoeSpec, RopeSpec
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "spec_from_llama2c",
     "spec_from_meta",
     "spec_from_mistral",
+    "yarn_attention",
 ]
 
 FAMILIES = "Llama 1/2/3.x, Mistral, Mixtral and models of the same architecture"
@@ -150,7 +152,7 @@ def spec_from_gguf(
             f"the file holds a model of architecture {architecture!r:.80}; Vitral runs {FAMILIES} (in GGUF: 'llama')"
         )
     ours = {name: value for name, value in metadata.items() if name.startswith("llama.")}
-    fields = Fields("GGUF metadata", ours, _GGUF_HARMLESS)
+    fields = Fields("GGUF metadata", ours, _GGUF_HARMLESS, notes=metadata)
     dim = fields.get("llama.embedding_length", int)
     n_heads = _heads(fields, "llama.attention.head_count", None)
     n_kv_heads = _heads(fields, "llama.attention.head_count_kv", n_heads)
@@ -201,7 +203,7 @@ def _gguf_rope(fields: Fields, factors: tuple[float, ...] | None) -> RopeSpec:
     if factors is not None:
         if kind != "none":
             raise SpecError(f"the file has both rope_freqs.weight and rope scaling {kind!r}; one is allowed")
-        return RopeSpec(theta, "factors", factors=factors)
+        return _llama3_of_factors(fields, theta, factors) or RopeSpec(theta, "factors", factors=factors)
     match kind:
         case "none":
             return RopeSpec(theta, "none") if factor == 1.0 else RopeSpec(theta, "linear", factor=factor)
@@ -215,12 +217,38 @@ def _gguf_rope(fields: Fields, factors: tuple[float, ...] | None) -> RopeSpec:
                 original_context=original,
                 beta_fast=fields.get("llama.rope.scaling.yarn_beta_fast", float, 32.0),
                 beta_slow=fields.get("llama.rope.scaling.yarn_beta_slow", float, 1.0),
-                attention_factor=attention * _yarn_attention(factor),
+                attention_factor=attention * yarn_attention(factor),
             )
     raise SpecError(f"GGUF metadata: rope scaling {kind!r}; allowed: none, linear, yarn, or rope_freqs.weight")
 
 
-def _yarn_attention(factor: float) -> float:
+def _llama3_of_factors(fields: Fields, theta: float, factors: tuple[float, ...]) -> RopeSpec | None:
+    """The scaling of Llama 3.1 and later, if that is where the factors come from; None if not.
+
+    GGUF keeps only the factors, in float32. With the scaling itself, frequencies are those of the
+    other layouts to the last bit. Its parameters are the published ones, or those that Vitral noted
+    in the file; they count only if they give these very factors.
+    """
+    if len(factors) > 256:
+        return None
+    noted = fields.notes
+    try:
+        rope = RopeSpec(
+            theta,
+            "llama3",
+            factor=float(noted.get("vitral.rope.factor", max(factors))),
+            original_context=int(noted.get("vitral.rope.original_context_length", 8192)),
+            low_freq_factor=float(noted.get("vitral.rope.low_freq_factor", 1.0)),
+            high_freq_factor=float(noted.get("vitral.rope.high_freq_factor", 4.0)),
+        )
+        plain = frequencies(RopeSpec(theta, "none"), 2 * len(factors), 1)
+        expected = plain / frequencies(rope, 2 * len(factors), 1)
+    except (SpecError, TypeError, ValueError, ArithmeticError):
+        return None
+    return rope if np.allclose(expected, factors, rtol=1e-6, atol=0) else None
+
+
+def yarn_attention(factor: float) -> float:
     """YaRN's temperature, 0.1 ln(s) + 1 (arXiv 2309.00071, equation 22)."""
     return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -345,7 +373,7 @@ def _hf_rope(fields: Fields, default_theta: float, default_context: int) -> Rope
                 original_context=rope.get("original_max_position_embeddings", int, longest),
                 beta_fast=rope.get("beta_fast", float, 32.0),
                 beta_slow=rope.get("beta_slow", float, 1.0),
-                attention_factor=rope.get("attention_factor", float, _yarn_attention(factor)),
+                attention_factor=rope.get("attention_factor", float, yarn_attention(factor)),
             )
         case _:
             raise SpecError(f"config.json: rope scaling {kind[:40]!r}; allowed: default, linear, dynamic, yarn, llama3")
@@ -496,7 +524,7 @@ def _mistral_rope(fields: Fields, theta: float) -> RopeSpec:
         original_context=yarn.get("original_max_position_embeddings", int),
         beta_fast=yarn.get("beta", float, 32.0),
         beta_slow=yarn.get("alpha", float, 1.0),
-        attention_factor=_yarn_attention(factor) if yarn.get("apply_scale", bool, True) else 1.0,
+        attention_factor=yarn_attention(factor) if yarn.get("apply_scale", bool, True) else 1.0,
     )
     yarn.finish()
     return found
