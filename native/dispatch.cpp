@@ -2,8 +2,20 @@
 
 #include <stdexcept>
 
+#if defined(VITRAL_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#endif
+
 namespace vitral {
 namespace scalar { void fill_table(Kernels&); }
+#if defined(VITRAL_HAS_AMX)
+namespace amx { void fill_table(Kernels&); }
+#endif
 #if defined(__x86_64__)
 namespace avx2 { void fill_table(Kernels&); }
 namespace avx512vnni { void fill_table(Kernels&); }
@@ -16,6 +28,21 @@ std::string missing(const char* const* names, const bool* has, int n) {
     if (!has[i]) text += (text.empty() ? "this CPU lacks " : ", ") + std::string(names[i]);
   return text;
 }
+
+#if defined(VITRAL_HAS_AMX)
+// Linux lends the tile registers to a process that asks for them (ARCH_REQ_XCOMP_PERM, XTILEDATA).
+IsaState detect_amx(bool avx512) {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  __get_cpuid_count(7, 0, &a, &b, &c, &d);
+  const char* names[] = {"AVX-512 VNNI", "AMX-TILE", "AMX-INT8"};
+  const bool has[] = {avx512, (d >> 24 & 1) != 0, (d >> 25 & 1) != 0};
+  const std::string lack = missing(names, has, 3);
+  if (!lack.empty()) return {"amx", false, lack};
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0)
+    return {"amx", false, std::string("the operating system refuses the tile registers: ") + std::strerror(errno)};
+  return {"amx", true, "AVX-512 VNNI, AMX-TILE, AMX-INT8"};
+}
+#endif
 
 std::vector<IsaState> detect() {
   std::vector<IsaState> found{{"scalar", true, "runs everywhere"}};
@@ -34,6 +61,9 @@ std::vector<IsaState> detect() {
                        __builtin_cpu_supports("avx512vnni") != 0};
   lack = missing(names5, has5, 6);
   found.push_back({"avx512vnni", lack.empty(), lack.empty() ? "AVX-512 F, BW, VL, DQ, VNNI" : lack});
+#if defined(VITRAL_HAS_AMX)
+  found.push_back(detect_amx(lack.empty()));
+#endif
 #endif
   return found;
 }
@@ -53,6 +83,9 @@ const Kernels& kernels_for(const std::string& name) {
 #if defined(__x86_64__)
       if (instruction_sets()[i].name == "avx2") avx2::fill_table(made[i]);
       if (instruction_sets()[i].name == "avx512vnni") avx512vnni::fill_table(made[i]);
+#endif
+#if defined(VITRAL_HAS_AMX)
+      if (instruction_sets()[i].name == "amx") amx::fill_table(made[i]);
 #endif
     }
     return made;

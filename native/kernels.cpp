@@ -9,6 +9,9 @@
 #elif defined(VITRAL_ISA_AVX512VNNI)
 #define VITRAL_ISA avx512vnni
 #include "isa/avx512vnni.h"
+#elif defined(VITRAL_ISA_AMX)
+#define VITRAL_ISA amx
+#include "isa/amx.h"
 #endif
 
 namespace vitral::VITRAL_ISA {

@@ -110,6 +110,13 @@ void bind_kernels(nb::module_& m) {
     return rows;
   }, "isa"_a);
 
+  // (name, elements of a block, bytes of a block) of each weight type.
+  m.def("types", [] {
+    std::vector<std::tuple<std::string, int, int>> rows;
+    for (const Layout& l : kLayouts) rows.emplace_back(l.name, l.file_block, l.file_bytes);
+    return rows;
+  });
+
   nb::class_<ThreadPool>(m, "ThreadPool")
       .def(nb::init<int>(), "threads"_a)
       .def_prop_ro("size", &ThreadPool::size);

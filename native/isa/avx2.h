@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace vitral::avx2 {
+namespace vitral::VITRAL_ISA {
 
 struct F { __m256 a, b; };
 struct I { __m256i a, b; };
@@ -141,4 +141,4 @@ inline B lookup(const uint8_t* table, B x) {
   return {_mm256_shuffle_epi8(t, x.a), _mm256_shuffle_epi8(t, x.b)};
 }
 
-}  // namespace vitral::avx2
+}  // namespace vitral::VITRAL_ISA

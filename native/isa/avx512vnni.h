@@ -1,11 +1,12 @@
-// The vocabulary for AVX-512 F, BW, VL, DQ and VNNI: F is one register.
+// The vocabulary for AVX-512 F, BW, VL, DQ and VNNI: F is one register. AMX builds on it, in a
+// namespace of its own.
 #pragma once
 #include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
 
-namespace vitral::avx512vnni {
+namespace vitral::VITRAL_ISA {
 
 using F = __m512;
 struct I { __m512i v; };
@@ -88,4 +89,4 @@ inline B lookup(const uint8_t* table, B x) {
   return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))), x.v)};
 }
 
-}  // namespace vitral::avx512vnni
+}  // namespace vitral::VITRAL_ISA

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace vitral::scalar {
+namespace vitral::VITRAL_ISA {
 
 struct F { float v[16]; };
 struct I { int32_t v[16]; };
@@ -40,12 +40,36 @@ inline F load_u8(const uint8_t* p) { F r; EACH(r.v[i] = p[i]) return r; }
 inline F load_s8(const uint8_t* p) { F r; EACH(r.v[i] = static_cast<int8_t>(p[i])) return r; }
 inline F load_low_nibble(const uint8_t* p) { F r; EACH(r.v[i] = p[i] & 15) return r; }
 inline F load_high_nibble(const uint8_t* p) { F r; EACH(r.v[i] = p[i] >> 4) return r; }
-inline F load_f16(const uint16_t* p) {
-  F r;
-  EACH(_Float16 h; std::memcpy(&h, p + i, 2); r.v[i] = static_cast<float>(h))
-  return r;
+// By hand: not every compiler has a 16-bit float for every machine.
+inline float from_f16(uint16_t h) {
+  const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
+  if (exponent == 0) {  // zero or subnormal: fraction x 2^-24, exact
+    const float x = static_cast<float>(fraction) * 0x1p-24f;
+    return sign ? -x : x;
+  }
+  const uint32_t bits = sign | (exponent == 31 ? 0x7F800000u : (exponent + 112) << 23) | fraction << 13;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
 }
-inline void store_f16(uint16_t* p, F a) { EACH(_Float16 h = static_cast<_Float16>(a.v[i]); std::memcpy(p + i, &h, 2)) }
+inline uint16_t to_f16(float x) {  // nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7FFFFFFF;
+  if (size > 0x7F800000) return static_cast<uint16_t>(sign | 0x7E00 | (size >> 13 & 1023));
+  if (size >= 0x477FF000) return static_cast<uint16_t>(sign | 0x7C00);  // 65520 and above: infinity
+  if (size < 0x38800000) {  // below 2^-14: adding 1/2 rounds at 2^-24, its last place
+    float y;
+    std::memcpy(&y, &size, 4);
+    y += 0.5f;
+    uint32_t rounded;
+    std::memcpy(&rounded, &y, 4);
+    return static_cast<uint16_t>(sign | (rounded - 0x3F000000));
+  }
+  return static_cast<uint16_t>(sign | ((size + 0xFFF + (size >> 13 & 1) - 0x38000000) >> 13));
+}
+inline F load_f16(const uint16_t* p) { F r; EACH(r.v[i] = from_f16(p[i])) return r; }
+inline void store_f16(uint16_t* p, F a) { EACH(p[i] = to_f16(a.v[i])) }
 inline F load_bf16(const uint16_t* p) {
   F r;
   EACH(uint32_t bits = static_cast<uint32_t>(p[i]) << 16; std::memcpy(&r.v[i], &bits, 4))
@@ -86,4 +110,4 @@ inline B or_bits(B a, const uint8_t* p, uint8_t bit) {
 inline B lookup(const uint8_t* table, B a) { EACH(a.v[i] = table[a.v[i]]) return a; }
 #undef EACH
 
-}  // namespace vitral::scalar
+}  // namespace vitral::VITRAL_ISA

@@ -63,39 +63,78 @@ inline void block_scales(const uint8_t* scales, int64_t b, F* scale, F* minimum)
   }
 }
 
+// Memory that a thread keeps from call to call.
+class Scratch {
+ public:
+  ~Scratch() { __builtin_free(data_); }
+  uint8_t* room(int64_t bytes) {
+    if (bytes > size_) {
+      __builtin_free(data_);
+      size_ = bytes + bytes / 2;
+      data_ = static_cast<uint8_t*>(__builtin_malloc(size_ + 64));
+      if (!data_) __builtin_trap();  // as the system does when memory ends while it is touched
+    }
+    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(data_) + 63) / 64 * 64);
+  }
+
+ private:
+  uint8_t* data_ = nullptr;
+  int64_t size_ = 0;
+};
+inline thread_local Scratch kept_terms, kept_tiles;
+
+// What the activations of a group contribute whatever the codes are: minus zero times their sum,
+// where the integer dot starts; and scale times sum, which meets the minimum.
+struct Terms {
+  int64_t groups;   // of a row
+  int32_t* starts;  // (rows, groups), or null
+  float* lows;      // (rows, groups), or null
+};
+
+template <Type T>
+inline Terms find_terms(const Rows& a) {
+  constexpr Layout l = layout_of(T);
+  const int64_t groups = a.cols / l.group, n = a.rows * groups;
+  Terms terms{groups, nullptr, nullptr};
+  if constexpr (l.zero == 0 && !has_minima(l.scales)) return terms;
+  uint8_t* room = kept_terms.room(n * 4);
+  if constexpr (l.zero != 0) terms.starts = reinterpret_cast<int32_t*>(room);
+  else terms.lows = reinterpret_cast<float*>(room);
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t sum = l.group == 16 ? a.sums[i] : a.sums[2 * i] + a.sums[2 * i + 1];
+    if constexpr (l.zero != 0) terms.starts[i] = -l.zero * sum;
+    else terms.lows[i] = a.scales[i * l.group / 32] * static_cast<float>(sum);
+  }
+  return terms;
+}
+
 // One block of 16 rows times N rows of activations, added to the chains.
 template <Type T, int N>
-inline void block_product(const B* w, const F* scale, const F* minimum, const Rows& a, int64_t t0, int64_t b, F* main, F* low) {
+inline void block_product(const B* w, const F* scale, const F* minimum, const Rows& a, const Terms& terms, int64_t t0, int64_t b, F* main, F* low) {
   constexpr Layout l = layout_of(T);
   constexpr int groups = 32 / l.group;
 #pragma GCC unroll 8
   for (int t = 0; t < N; ++t) {
     const int8_t* codes = a.codes + (t0 + t) * a.cols + b * 32;
-    const int32_t* sums = a.sums + (t0 + t) * (a.cols / 16) + b * 2;
+    const int64_t term = (t0 + t) * terms.groups + b * groups;
     F s = set1(a.scales[(t0 + t) * (a.cols / 32) + b]);
-    I first = izero(), second = izero();
+    I dot[2] = {izero(), izero()};
+    if constexpr (l.zero != 0)
+      for (int g = 0; g < groups; ++g) dot[g] = iset1(terms.starts[term + g]);
+    // Few rows: two chains, for their latency is not hidden by the other rows.
+    constexpr bool together = groups == 1 && N > 2;
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      first = dot4(first, w[v], codes + v * 4);
-      second = dot4(second, w[v + 4], codes + 16 + v * 4);
+      dot[0] = dot4(dot[0], w[v], codes + v * 4);
+      if constexpr (!together) dot[1] = dot4(dot[1], w[v + 4], codes + 16 + v * 4);
     }
-    if constexpr (groups == 1) {
-      I dot = iadd(first, second);
-      if constexpr (l.zero) dot = isub(dot, iset1(l.zero * (sums[0] + sums[1])));
-      main[t] = fma(to_float(dot), mul(scale[0], s), main[t]);
-      if constexpr (has_minima(l.scales))
-        low[t] = fma(mul(s, set1(static_cast<float>(sums[0] + sums[1]))), minimum[0], low[t]);
-    } else {
-      if constexpr (l.zero) {
-        first = isub(first, iset1(l.zero * sums[0]));
-        second = isub(second, iset1(l.zero * sums[1]));
-      }
-      main[t] = fma(to_float(first), mul(scale[0], s), main[t]);
-      main[t] = fma(to_float(second), mul(scale[1], s), main[t]);
-      if constexpr (has_minima(l.scales)) {
-        low[t] = fma(mul(s, set1(static_cast<float>(sums[0]))), minimum[0], low[t]);
-        low[t] = fma(mul(s, set1(static_cast<float>(sums[1]))), minimum[1], low[t]);
-      }
+    if constexpr (together)
+#pragma GCC unroll 4
+      for (int v = 4; v < 8; ++v) dot[0] = dot4(dot[0], w[v], codes + v * 4);
+    if constexpr (groups == 1 && !together) dot[0] = iadd(dot[0], dot[1]);
+    for (int g = 0; g < groups; ++g) {
+      main[t] = fma(to_float(dot[g]), mul(scale[g], s), main[t]);
+      if constexpr (has_minima(l.scales)) low[t] = fma(set1(terms.lows[term + g]), minimum[g], low[t]);
     }
   }
 }
@@ -109,7 +148,7 @@ inline void store_panel(const Matrix& m, int64_t p, float* out, F x) {
 }
 
 template <Type T, int N>
-inline void panel_product(const Matrix& m, int64_t p, const Rows& a, int64_t t0, float* out, int64_t stride) {
+inline void panel_product(const Matrix& m, int64_t p, const Rows& a, const Terms& terms, int64_t t0, float* out, int64_t stride) {
   constexpr Layout l = layout_of(T);
   F main[N], low[N];
   for (int t = 0; t < N; ++t) main[t] = low[t] = zero();
@@ -119,20 +158,28 @@ inline void panel_product(const Matrix& m, int64_t p, const Rows& a, int64_t t0,
     F scale[2], minimum[2];
     unpack_block<T>(codes + b * l.code_bytes, w);
     block_scales<T>(scales, b, scale, minimum);
-    block_product<T, N>(w, scale, minimum, a, t0, b, main, low);
+    block_product<T, N>(w, scale, minimum, a, terms, t0, b, main, low);
   }
   for (int t = 0; t < N; ++t)
     store_panel(m, p, out + (t0 + t) * stride, has_minima(l.scales) ? add(main[t], low[t]) : main[t]);
 }
 
+#if defined(VITRAL_TILES)
+#include "matmul_tiles.h"
+#endif
+
 template <Type T>
 void matmul_packed(const Matrix& m, const Rows& a, int64_t begin, int64_t end, float* out, int64_t stride) {
+  const Terms terms = find_terms<T>(a);
+#if defined(VITRAL_TILES)
+  if (a.rows >= kTileRowsFrom) return matmul_tiles<T>(m, a, terms, begin, end, out, stride);
+#endif
   for (int64_t p = begin; p < end; ++p) {
     int64_t t = 0;
-    for (; t + 8 <= a.rows; t += 8) panel_product<T, 8>(m, p, a, t, out, stride);
-    for (; t + 4 <= a.rows; t += 4) panel_product<T, 4>(m, p, a, t, out, stride);
-    for (; t + 2 <= a.rows; t += 2) panel_product<T, 2>(m, p, a, t, out, stride);
-    for (; t < a.rows; ++t) panel_product<T, 1>(m, p, a, t, out, stride);
+    for (; t + 8 <= a.rows; t += 8) panel_product<T, 8>(m, p, a, terms, t, out, stride);
+    for (; t + 4 <= a.rows; t += 4) panel_product<T, 4>(m, p, a, terms, t, out, stride);
+    for (; t + 2 <= a.rows; t += 2) panel_product<T, 2>(m, p, a, terms, t, out, stride);
+    for (; t < a.rows; ++t) panel_product<T, 1>(m, p, a, terms, t, out, stride);
   }
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vitral.native.features import InstructionSet, available, choose, instruction_sets
 from vitral.native.kernels import Packed, matmul, pack, quantise_rows, rows_of, unpack
 from vitral.native.model import Cache, NativeModel, argmax, top_n
+from vitral.native.selftest import self_test
 
 __all__ = [
     "Cache",
@@ -22,6 +23,7 @@ __all__ = [
     "pack",
     "quantise_rows",
     "rows_of",
+    "self_test",
     "top_n",
     "unpack",
 ]

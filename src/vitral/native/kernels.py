@@ -18,7 +18,7 @@ from vitral.model.law import F32, I8, Quantised
 from vitral.native import _core
 from vitral.native.features import available, choose
 
-__all__ = ["Kernel", "Packed", "kernels", "matmul", "pack", "quantise_rows", "rows_of", "unpack"]
+__all__ = ["Kernel", "Packed", "block_sizes", "kernels", "matmul", "pack", "quantise_rows", "rows_of", "unpack"]
 
 Packed = _core.PackedMatrix
 """A weight as kernels read it: `.type`, `.rows`, `.cols`, `.nbytes` (0 where it reads the caller's bytes)."""
@@ -40,6 +40,15 @@ def kernels() -> tuple[Kernel, ...]:
     True
     """
     return tuple(Kernel(op, type, isa) for isa in available() for op, type in _core.kernels(isa))
+
+
+def block_sizes() -> dict[str, tuple[int, int]]:
+    """Elements and bytes of a block of every weight type.
+
+    >>> block_sizes()["Q4_0"]
+    (32, 18)
+    """
+    return {name: (block, n_bytes) for name, block, n_bytes in _core.types()}
 
 
 def quantise_rows(x: F32, *, isa: str | None = None) -> tuple[I8, F32]:
