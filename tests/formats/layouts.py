@@ -94,7 +94,9 @@ def write_first_mixtral(folder: Path, spec: ModelSpec, weights: dict[str, F32]) 
         found[f"layers.{i}.block_sparse_moe.gate.weight"] = weights[f"{prefix}.router.weight"]
         for ours, theirs in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
             each = [weights[f"{prefix}.experts.{e}.{ours}.weight"] for e in range(spec.moe.n_experts)]
-            found[f"layers.{i}.block_sparse_moe.{theirs}"] = np.concatenate([w.T if ours == "down" else w for w in each])
+            found[f"layers.{i}.block_sparse_moe.{theirs}"] = np.concatenate(
+                [w.T if ours == "down" else w for w in each]
+            )
     names = sorted(found)
     for part in range(3):
         some = {name: torch.from_numpy(np.ascontiguousarray(found[name])) for name in names[part::3]}

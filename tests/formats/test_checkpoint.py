@@ -17,9 +17,9 @@ from vitral.formats.checkpoint import open_checkpoint
 from vitral.model.reference import Reference
 from vitral.model.spec import ModelSpec
 
-for module in ("torch", "transformers", "gguf", "safetensors"):
+for module in ("torch", "transformers", "gguf", "safetensors"):  # layouts.py needs them
     pytest.importorskip(module)
-from tests.formats import layouts
+from tests.formats import layouts  # noqa: E402
 
 PROMPT = [1, 17, 4, 99, 4, 23, 42, 8, 15, 16, 1, 2]
 

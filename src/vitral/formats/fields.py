@@ -52,8 +52,9 @@ class Fields:
         self.read.add(name)
         value = self.values.get(name, allowed[0])
         if not any(type(value) is type(a) and value == a for a in allowed):
-            wanted = " or ".join(repr(a) for a in allowed)
-            raise SpecError(f"{self.where}: {name} is {_shown(value)}; Vitral runs {wanted} only ({why})")
+            wanted = " or ".join(repr(a) for a in allowed if a is not None)
+            runs = f"{wanted} only" if wanted else "models without it"
+            raise SpecError(f"{self.where}: {name} is {_shown(value)}; Vitral runs {runs} ({why})")
 
     def finish(self) -> None:
         """Raise SpecError for the first field that nobody read and that is not listed as harmless."""
