@@ -17,7 +17,7 @@ from vitral.formats.gguf import read_gguf
 from vitral.formats.json_text import read_object
 from vitral.formats.mapping import canonical_from_hf, canonical_from_meta
 from vitral.formats.pickle import read_torch
-from vitral.formats.safetensors import read_safetensors
+from vitral.formats.safetensors import read_safetensors, shard_names
 from vitral.formats.sniff import Kind, explain, kind_of
 
 __all__ = ["Found", "Layout", "detect", "find"]
@@ -48,7 +48,11 @@ def detect(path: Path) -> Layout:
 def find(path: Path) -> Found:
     """The layout of a file or folder, and its files."""
     path = Path(path)
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError:  # such as a name that is too long
+        exists = False
+    if not exists:
         raise ModelNotFound(f"{path} does not exist; give a model file or folder")
     if path.is_dir():
         return _in_folder(path)[0]
@@ -103,7 +107,7 @@ def _huggingface(folder: Path, configs: dict[str, list[Path]], tensors: Sequence
     indexes = [file for file in configs["index"] if _lists_safetensors(file)]
     if indexes:
         index = _only(folder, indexes, "index of safetensors")
-        listed = sorted(set(read_object(index)["weight_map"].values()))
+        listed = sorted(set(shard_names(index).values()))
         return [Found("safetensors", tuple(folder / name for name in listed), config, index)]
     named = [file for file in tensors if kind_of(file) == "safetensors" and _dialect(file) != "meta"]
     named = named or [file for file in tensors if kind_of(file) == "torch" and _dialect(file) != "meta"]
@@ -155,9 +159,9 @@ def _role_of(content: dict[str, Any]) -> str | None:
 
 
 def _lists_safetensors(index: Path) -> bool:
-    files = read_object(index)["weight_map"].values()
-    return all(isinstance(f, str) for f in files) and any(
-        (index.parent / f).is_file() and kind_of(index.parent / f) == "safetensors" for f in set(files)
+    files = [index.parent / name for name in sorted(set(shard_names(index).values()))]
+    return any(file.is_file() and kind_of(file) in ("safetensors", "lfs pointer") for file in files) or not any(
+        file.is_file() for file in files
     )
 
 

@@ -41,6 +41,8 @@ class Fields:
             if default is _MISSING:
                 raise SpecError(f"{self.where}: {name} is missing{self._near(name)}")
             return default
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            raise SpecError(f"{self.where}: {name} is a number of {value.bit_length()} bits; at most 63 are allowed")
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):

@@ -454,7 +454,7 @@ def _check_hidden(fields: Fields, dim: int, hidden_dim: int) -> None:
     multiple = fields.get("multiple_of", int, 256)
     growth = fields.get("ffn_dim_multiplier", float, 1.0)
     if multiple < 1 or not 0 < growth < 1000:
-        raise SpecError(f"params.json: multiple_of {multiple} and ffn_dim_multiplier {growth} must be above 0")
+        raise SpecError(f"params.json: multiple_of {multiple} and ffn_dim_multiplier {growth}; allowed: above 0, sensible")
     wanted = -(-int(growth * int(2 * 4 * dim / 3)) // multiple) * multiple
     if fields.get("hidden_dim", int, wanted) != hidden_dim:
         raise SpecError(f"params.json describes a hidden_dim of {wanted}; the tensors have {hidden_dim}")

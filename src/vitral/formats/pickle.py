@@ -206,7 +206,7 @@ class _Interpreter:
             items = self._pop(1) if name == "APPEND" else self._pop_to_mark()
             self._target(list).extend(items)
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            self.stack.append(self._global(" ".join(self._pop(2)) if name == "STACK_GLOBAL" else argument))
+            self.stack.append(self._global(" ".join(map(_text, self._pop(2))) if name == "STACK_GLOBAL" else argument))
         elif name == "BINPERSID":
             self.stack.append(self._storage(self.stack.pop()))
         elif name == "REDUCE":
@@ -280,6 +280,10 @@ class _Interpreter:
                 return note
         what = called.name if isinstance(called, _Global) else type(called).__name__
         raise FormatError(f"{self.path}: data.pkl calls {what} with arguments that torch never writes")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else type(value).__name__
 
 
 def _natural(value: Hashable) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,13 +26,14 @@ from vitral.formats.json_text import parse_object, read_object
 from vitral.formats.quants import TYPES
 from vitral.formats.weights import U8, Tensor
 
-__all__ = ["TYPES_ALLOWED", "read_index", "read_safetensors", "write_safetensors"]
+__all__ = ["TYPES_ALLOWED", "read_index", "read_safetensors", "shard_names", "write_safetensors"]
 
 TYPES_ALLOWED = ("F32", "F16", "BF16")
 _LARGEST_HEADER = 16 << 20  # bytes; Mixtral 8x22B in one file would have 250 KB
 _MOST_TENSORS = 1 << 16
 _LONGEST_NAME = 1 << 10
 _MOST_DIMENSIONS = 8
+_PLAIN_NAME = re.compile(r"(?!\.)[\w.+-]{1,200}", re.ASCII)
 _INDEX = "model.safetensors.index.json"
 
 
@@ -121,15 +123,22 @@ def _check_ranges(path: Path, ranges: list[tuple[int, int, str]], size: int) -> 
         raise FormatError(f"{path}: the last {size - end_before} bytes belong to no tensor")
 
 
+def shard_names(index: Path) -> dict[str, str]:
+    """Tensor name -> name of a file beside the index, which need not exist."""
+    wanted = read_object(index).get("weight_map")
+    if not isinstance(wanted, dict) or not all(isinstance(name, str) for name in wanted.values()):
+        raise FormatError(f"{index}: weight_map must map tensor names to file names")
+    for shard in set(wanted.values()):
+        if not _PLAIN_NAME.fullmatch(shard):
+            raise FormatError(f"{index} names the file {shard[:80]!r}; allowed: a plain name beside it")
+    return wanted
+
+
 def read_index(path: Path) -> dict[str, Tensor]:
     """All tensors of a sharded checkpoint, by its `*.index.json`: what it lists, no more and no less."""
-    wanted = read_object(path).get("weight_map")
-    if not isinstance(wanted, dict) or not all(isinstance(name, str) for name in wanted.values()):
-        raise FormatError(f"{path}: weight_map must map tensor names to file names")
+    wanted = shard_names(path)
     found: dict[str, Tensor] = {}
     for shard in sorted(set(wanted.values())):
-        if Path(shard).name != shard or shard in (".", ".."):
-            raise FormatError(f"{path} names the file {shard[:80]!r}; allowed: a plain name beside it")
         if not (path.parent / shard).is_file():
             raise FormatError(f"{path} names {shard}, which is missing beside it; download it too")
         for name, tensor in read_safetensors(path.parent / shard).items():
