@@ -173,7 +173,7 @@ def spec_from_gguf(
         head_dim=head_dim,
         hidden_dim=fields.get("llama.feed_forward_length", int),
         vocab_size=vocab_size,
-        norm_eps=fields.get("llama.attention.layer_norm_rms_epsilon", float),
+        norm_eps=_decimal(fields.get("llama.attention.layer_norm_rms_epsilon", float)),
         max_context=fields.get("llama.context_length", int),
         rope=_gguf_rope(fields, rope_factors),
         sliding_window=fields.get("llama.attention.sliding_window", int, 0) or None,
@@ -195,11 +195,12 @@ def _heads(fields: Fields, name: str, default: int | None) -> int:
 
 
 def _gguf_rope(fields: Fields, factors: tuple[float, ...] | None) -> RopeSpec:
-    theta = fields.get("llama.rope.freq_base", float, 10_000.0)
+    theta = _decimal(fields.get("llama.rope.freq_base", float, 10_000.0))
     kind = fields.get("llama.rope.scaling.type", str, "none")
     factor = fields.get("llama.rope.scaling.factor", float, fields.get("llama.rope.scale_linear", float, 1.0))
     original = fields.get("llama.rope.scaling.original_context_length", int, fields.values.get("llama.context_length"))
     attention = fields.get("llama.rope.scaling.attn_factor", float, 1.0)
+    factor, attention = _decimal(factor), _decimal(attention)
     if factors is not None:
         if kind != "none":
             raise SpecError(f"the file has both rope_freqs.weight and rope scaling {kind!r}; one is allowed")
@@ -215,11 +216,22 @@ def _gguf_rope(fields: Fields, factors: tuple[float, ...] | None) -> RopeSpec:
                 "yarn",
                 factor=factor,
                 original_context=original,
-                beta_fast=fields.get("llama.rope.scaling.yarn_beta_fast", float, 32.0),
-                beta_slow=fields.get("llama.rope.scaling.yarn_beta_slow", float, 1.0),
+                beta_fast=_decimal(fields.get("llama.rope.scaling.yarn_beta_fast", float, 32.0)),
+                beta_slow=_decimal(fields.get("llama.rope.scaling.yarn_beta_slow", float, 1.0)),
                 attention_factor=attention * yarn_attention(factor),
             )
     raise SpecError(f"GGUF metadata: rope scaling {kind!r}; allowed: none, linear, yarn, or rope_freqs.weight")
+
+
+def _decimal(value: float) -> float:
+    """The number that was meant: GGUF holds it in float32, other layouts in decimal digits.
+
+    >>> _decimal(9.999999747378752e-06)
+    1e-05
+    """
+    with np.errstate(over="ignore"):
+        short = np.float32(value)
+    return float(str(short)) if float(short) == value else value
 
 
 def _llama3_of_factors(fields: Fields, theta: float, factors: tuple[float, ...]) -> RopeSpec | None:
@@ -454,7 +466,9 @@ def _check_hidden(fields: Fields, dim: int, hidden_dim: int) -> None:
     multiple = fields.get("multiple_of", int, 256)
     growth = fields.get("ffn_dim_multiplier", float, 1.0)
     if multiple < 1 or not 0 < growth < 1000:
-        raise SpecError(f"params.json: multiple_of {multiple} and ffn_dim_multiplier {growth}; allowed: above 0, sensible")
+        raise SpecError(
+            f"params.json: multiple_of {multiple} and ffn_dim_multiplier {growth}; allowed: above 0, sensible"
+        )
     wanted = -(-int(growth * int(2 * 4 * dim / 3)) // multiple) * multiple
     if fields.get("hidden_dim", int, wanted) != hidden_dim:
         raise SpecError(f"params.json describes a hidden_dim of {wanted}; the tensors have {hidden_dim}")

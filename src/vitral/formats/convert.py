@@ -1,0 +1,247 @@
+"""From any readable layout to GGUF or safetensors, in the same types or quantised, one tensor at a time.
+
+Values are the same wherever the type stays. What GGUF wants as float32 (gains, router) becomes that;
+quantised tensors become float32 in safetensors, which has no such types. The tokenizer comes along:
+from GGUF to GGUF as it stands, else as `tokenizer` gives it (`vitral.tokenizer.export` makes it).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vitral.errors import FormatError
+from vitral.formats import rows
+from vitral.formats.canonical import Checkpoint
+from vitral.formats.checkpoint import open_checkpoint
+from vitral.formats.gguf import GgufFile
+from vitral.formats.gguf_write import TensorToWrite, write_gguf
+from vitral.formats.mapping_back import gguf_metadata, gguf_name, hf_config, hf_name, rope_factors
+from vitral.formats.quantize import TensorError, encode, quantize_tensor
+from vitral.formats.quants import TYPES, TypeInfo, WeightType, type_info
+from vitral.formats.safetensors import TYPES_ALLOWED, ToWrite, write_safetensors
+from vitral.formats.weights import U8, Tensor, Weights
+from vitral.model.law import F32
+
+__all__ = ["TokenizerFiles", "convert"]
+
+Progress = Callable[[int, int], object]
+"""Called with tensors done and tensors in all."""
+
+# What `general.file_type` says of a file (llama.cpp, `llama_ftype`).
+_FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10,
+    "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17,
+    "Q6_K": 18, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32,
+}  # fmt: skip
+_CARRIED_FILES = (
+    "tokenizer.json", "tokenizer.model", "tekken.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
+_LARGEST_CARRIED = 64 << 20
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """A tokenizer as each layout wants it: GGUF keys, and files of a folder by name."""
+
+    gguf: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def convert(
+    src: Path,
+    dst: Path,
+    layout: Literal["gguf", "safetensors"] = "gguf",
+    type: str | None = None,
+    importance: Mapping[str, F32] | None = None,
+    progress: Progress | None = None,
+    tokenizer: TokenizerFiles | None = None,
+    shard_bytes: int = 5 << 30,
+) -> list[TensorError]:
+    """Write the model at `src` to the file (gguf) or folder (safetensors) `dst`.
+
+    `type` is a weight type (F16, Q8_0 ...) or a mix (Q4_K_M ...) for GGUF, one of F32, F16, BF16 for
+    safetensors; None keeps the types. `importance` gives each matrix one number for each column.
+    Returns the error of each tensor, in the order written. Raises FormatError for what cannot be
+    written, and what `open_checkpoint` raises.
+    """
+    checkpoint = open_checkpoint(Path(src))
+    dst = Path(dst)
+    if dst.exists() and dst.resolve() == checkpoint.path.resolve():
+        raise FormatError(f"{dst} is the model itself; give another path")
+    if layout == "gguf":
+        return _to_gguf(checkpoint, dst, type, importance or {}, progress, tokenizer)
+    if layout == "safetensors":
+        return _to_safetensors(checkpoint, dst, type, progress, tokenizer, shard_bytes)
+    raise FormatError(f"layout {layout!r} is not written; allowed: gguf, safetensors")
+
+
+@dataclass
+class _Work:
+    """Reads tensors in their new type, and notes what each step cost."""
+
+    importance: Mapping[str, F32]
+    progress: Progress | None
+    total: int
+    errors: list[TensorError] = field(default_factory=list)
+
+    def read(self, tensor: Tensor, wanted: WeightType, asked: WeightType) -> U8:
+        """The rows of a tensor in the type `wanted`; `asked` is what the plan said before shapes were looked at."""
+        fallback = asked if asked != wanted else None
+        if wanted == tensor.type.name:
+            raw = tensor.raw()
+            error = TensorError(tensor.name, wanted, tensor.shape, tensor.type.bits_per_weight, 0.0, 0.0, 0.0)
+        elif wanted == "F32" or (wanted in TYPES_ALLOWED and not np.isfinite(tensor.dequantize()).all()):
+            raw = encode(wanted, np.atleast_2d(tensor.dequantize()))
+            error = TensorError(tensor.name, wanted, tensor.shape, TYPES[wanted].bits_per_weight, 0.0, 0.0, 0.0)
+        else:
+            raw, error = quantize_tensor(
+                tensor.dequantize(), wanted, self.importance.get(tensor.name), name=tensor.name, fallback_from=fallback
+            )
+        self.errors.append(error)
+        if self.progress is not None:
+            self.progress(len(self.errors), self.total)
+        return raw
+
+
+# --- GGUF -------------------------------------------------------------------------------------
+
+
+def _to_gguf(
+    checkpoint: Checkpoint,
+    dst: Path,
+    type: str | None,
+    importance: Mapping[str, F32],
+    progress: Progress | None,
+    tokenizer: TokenizerFiles | None,
+) -> list[TensorError]:
+    spec, weights = checkpoint.spec, checkpoint.weights
+    plan = _planned(weights, type)
+    work = _Work(importance, progress, len(weights))
+    groups: dict[str, list[str]] = {}
+    for name in weights:
+        groups.setdefault(gguf_name(name), []).append(name)
+    tensors = []
+    factors = rope_factors(spec)
+    if factors is not None:
+        tensors.append(TensorToWrite("rope_freqs.weight", factors.shape, TYPES["F32"], lambda: factors.view(np.uint8)))
+    for foreign, names in groups.items():
+        some = [weights.take(name) for name in names]
+        kind, asked = _gguf_type(some, [plan[name] for name in names])
+        shape = some[0].shape if foreign.find("_exps.") < 0 else (len(some), *some[0].shape)
+        tensors.append(TensorToWrite(foreign, shape, kind, _rows(work, some, kind.name, asked, spec.head_dim)))
+    weights.finish()
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    write_gguf(dst, _metadata(checkpoint, type, tensors, tokenizer), tensors)
+    return work.errors
+
+
+def _planned(weights: Weights, type: str | None) -> dict[str, WeightType]:
+    if type is None:
+        return {name: tensor.type.name for name, tensor in weights.items()}
+    return {name: type_info(type).name for name in weights}
+
+
+def _gguf_type(some: Sequence[Tensor], planned: Sequence[WeightType]) -> tuple[TypeInfo, WeightType]:
+    """The type of a tensor of a GGUF file (its experts share one), and the type that was asked for."""
+    first = some[0]
+    if len(first.shape) == 1 or first.name.endswith(".router.weight"):
+        return TYPES["F32"], "F32"
+    asked = planned[0] if len(set(planned)) == 1 else "F32"
+    return TYPES[asked], asked
+
+
+def _rows(
+    work: _Work, some: Sequence[Tensor], wanted: WeightType, asked: WeightType, head_dim: int
+) -> Callable[[], U8]:
+    def read() -> U8:
+        parts = [work.read(tensor, wanted, asked) for tensor in some]
+        if some[0].name.endswith((".attn.q.weight", ".attn.k.weight")):
+            return rows.halves_to_pairs(np.ascontiguousarray(parts[0]), head_dim)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    return read
+
+
+def _metadata(
+    checkpoint: Checkpoint, type: str | None, tensors: Sequence[TensorToWrite], tokenizer: TokenizerFiles | None
+) -> dict[str, Any]:
+    """Keys of the new file: what describes the model and its tokenizer, and what it was made from."""
+    carried: dict[str, Any] = {}
+    if checkpoint.layout == "gguf":
+        old = GgufFile.open(checkpoint.path).exact_metadata()
+        carried = {key: value for key, value in old.items() if not key.startswith(("llama.", "vitral.", "split."))}
+    elif tokenizer is not None:
+        carried = dict(tokenizer.gguf)
+    found = {**gguf_metadata(checkpoint.spec), **carried}
+    found["general.architecture"] = "llama"
+    found.setdefault("general.name", checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.name)
+    found["general.file_type"] = _FILE_TYPES.get(type or _commonest(tensors), 0)
+    if any(tensor.type.block > 1 for tensor in tensors):
+        found["general.quantization_version"] = 2
+    else:
+        found.pop("general.quantization_version", None)
+    return found
+
+
+def _commonest(tensors: Sequence[TensorToWrite]) -> str:
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.n_bytes
+    return max(sizes, key=sizes.__getitem__)
+
+
+# --- safetensors ------------------------------------------------------------------------------
+
+
+def _to_safetensors(
+    checkpoint: Checkpoint,
+    dst: Path,
+    type: str | None,
+    progress: Progress | None,
+    tokenizer: TokenizerFiles | None,
+    shard_bytes: int,
+) -> list[TensorError]:
+    if type is not None and type not in TYPES_ALLOWED:
+        raise FormatError(f"safetensors of type {type!r}; allowed: {', '.join(TYPES_ALLOWED)}, or none to keep values")
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise FormatError(f"{dst} is there and not an empty folder; give a new one")
+    spec, weights = checkpoint.spec, checkpoint.weights
+    work = _Work({}, progress, len(weights))
+    todo: list[ToWrite] = []
+    for name in weights:
+        tensor = weights.take(name)
+        wanted = type or (tensor.type.name if tensor.type.block == 1 else "F32")
+        todo.append((hf_name(name), wanted, tensor.shape, _reader(work, tensor, wanted)))  # type: ignore[arg-type]
+    weights.finish()
+    kinds = [kind for _, kind, shape, _ in todo if len(shape) == 2]
+    config = hf_config(spec, _DTYPES[max(set(kinds), key=kinds.count)])
+    carried = _carried(checkpoint, tokenizer)
+    dst.mkdir(parents=True, exist_ok=True)
+    write_safetensors(dst, todo, shard_bytes)
+    for file_name, data in carried.items():
+        (dst / file_name).write_bytes(data)
+    (dst / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return work.errors
+
+
+def _reader(work: _Work, tensor: Tensor, wanted: WeightType) -> Callable[[], U8]:
+    return lambda: work.read(tensor, wanted, wanted)
+
+
+def _carried(checkpoint: Checkpoint, tokenizer: TokenizerFiles | None) -> dict[str, bytes]:
+    """The files of the tokenizer: those of the folder as they are, else what `tokenizer` gives."""
+    found: dict[str, bytes] = {}
+    if checkpoint.path.is_dir():
+        for name in _CARRIED_FILES:
+            file = checkpoint.path / name
+            if file.is_file() and file.stat().st_size <= _LARGEST_CARRIED:
+                found[name] = file.read_bytes()
+    return found or dict(tokenizer.files if tokenizer is not None else {})
