@@ -10,15 +10,10 @@ import pytest
 
 from tests.parity.families import FAMILIES
 from vitral.errors import SpecError, UnsupportedArchitecture
-from vitral.formats.mapping import (
-    canonical_from_gguf,
-    canonical_from_hf,
-    spec_from_gguf,
-    spec_from_hf,
-    spec_from_meta,
-    spec_from_mistral,
-)
-from vitral.formats.mapping_back import gguf_metadata, gguf_name, hf_config, hf_name, rope_factors
+from vitral.formats.dialect_gguf import gguf_metadata, rope_factors, spec_from_gguf
+from vitral.formats.dialect_hf import hf_config, spec_from_hf
+from vitral.formats.dialect_params import spec_from_meta, spec_from_mistral
+from vitral.formats.mapping import canonical_from_gguf, canonical_from_hf, gguf_name, hf_name
 from vitral.model.names import tensor_shapes
 from vitral.model.presets import preset, preset_names
 from vitral.model.spec import ModelSpec, RopeSpec

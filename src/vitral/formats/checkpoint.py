@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitral.errors import FormatError, TensorMismatch
-from vitral.formats import mapping
 from vitral.formats.canonical import Checkpoint, canonical
 from vitral.formats.detect import find
+from vitral.formats.dialect_gguf import spec_from_gguf
 from vitral.formats.gguf import GgufFile, GgufTensor
 from vitral.formats.huggingface import open_huggingface
 from vitral.formats.llama2c import open_llama2c
+from vitral.formats.mapping import canonical_from_gguf, is_ignored
 from vitral.formats.meta import open_meta
 from vitral.formats.mistral import open_mistral
 from vitral.formats.weights import Tensor
@@ -44,7 +45,7 @@ def open_gguf(path: Path) -> Checkpoint:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None and file.metadata.get("general.architecture") == "llama":
         raise TensorMismatch(f"{path} has no tensor token_embd.weight: it may hold a vocabulary alone")
-    spec = mapping.spec_from_gguf(
+    spec = spec_from_gguf(
         file.metadata,
         embedding.shape[0] if embedding else 0,
         "output.weight" not in file.tensors,
@@ -53,9 +54,9 @@ def open_gguf(path: Path) -> Checkpoint:
     stored = {
         name: Tensor(name, tensor.type, tensor.shape, tensor.raw)
         for name, tensor in file.tensors.items()
-        if not mapping.is_ignored(name)
+        if not is_ignored(name)
     }
-    weights = canonical(stored, mapping.canonical_from_gguf, spec, pairs=True)
+    weights = canonical(stored, canonical_from_gguf, spec, pairs=True)
     return Checkpoint(path, "gguf", spec, weights, file.metadata)
 
 

@@ -19,9 +19,11 @@ from vitral.errors import FormatError
 from vitral.formats import rows
 from vitral.formats.canonical import Checkpoint
 from vitral.formats.checkpoint import open_checkpoint
+from vitral.formats.dialect_gguf import gguf_metadata, rope_factors
+from vitral.formats.dialect_hf import hf_config
 from vitral.formats.gguf import GgufFile
 from vitral.formats.gguf_write import TensorToWrite, write_gguf
-from vitral.formats.mapping_back import gguf_metadata, gguf_name, hf_config, hf_name, rope_factors
+from vitral.formats.mapping import gguf_name, hf_name
 from vitral.formats.quantize import TensorError, encode, quantize_tensor
 from vitral.formats.quants import TYPES, TypeInfo, WeightType, type_info
 from vitral.formats.safetensors import TYPES_ALLOWED, ToWrite, write_safetensors

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from vitral.errors import SpecError
 
-__all__ = ["Fields"]
+__all__ = ["FAMILIES", "Fields", "yarn_attention"]
+
+FAMILIES = "Llama 1/2/3.x, Mistral, Mixtral and models of the same architecture"
 
 _MISSING = object()
 
@@ -81,3 +84,8 @@ def _shown(value: Any) -> str:
 
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object"}
+
+
+def yarn_attention(factor: float) -> float:
+    """YaRN's temperature, 0.1 ln(s) + 1 (arXiv 2309.00071, equation 22)."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitral.formats.canonical import Checkpoint, canonical
+from vitral.formats.dialect_hf import spec_from_hf
 from vitral.formats.json_text import read_object
-from vitral.formats.mapping import canonical_from_hf, is_ignored, spec_from_hf
+from vitral.formats.mapping import canonical_from_hf, is_ignored
 from vitral.formats.mistral import united
 from vitral.formats.safetensors import read_index
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from vitral.errors import FormatError, SpecError
 from vitral.formats.bounds import map_file
 from vitral.formats.canonical import Checkpoint, canonical
-from vitral.formats.mapping import canonical_from_meta, spec_from_llama2c
+from vitral.formats.dialect_params import spec_from_llama2c
+from vitral.formats.mapping import canonical_from_meta
 from vitral.formats.quants import TYPES
 from vitral.formats.weights import U8, Tensor
 from vitral.model.spec import ModelSpec

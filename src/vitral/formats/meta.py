@@ -16,8 +16,9 @@ import numpy as np
 
 from vitral.errors import FormatError, TensorMismatch
 from vitral.formats.canonical import Checkpoint, canonical
+from vitral.formats.dialect_params import spec_from_meta
 from vitral.formats.json_text import read_object
-from vitral.formats.mapping import canonical_from_meta, is_ignored, spec_from_meta
+from vitral.formats.mapping import canonical_from_meta, is_ignored
 from vitral.formats.pickle import read_torch
 from vitral.formats.weights import U8, Tensor
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from vitral.errors import TensorMismatch
 from vitral.formats.canonical import Checkpoint, canonical
+from vitral.formats.dialect_params import spec_from_mistral
 from vitral.formats.json_text import read_object
-from vitral.formats.mapping import canonical_from_meta, is_ignored, spec_from_mistral
+from vitral.formats.mapping import canonical_from_meta, is_ignored
 from vitral.formats.pickle import read_torch
 from vitral.formats.safetensors import read_safetensors
 from vitral.formats.sniff import kind_of
