@@ -5,65 +5,86 @@
 #include <stdexcept>
 #include <string>
 
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "a word of 4 codes has the first in its lowest byte");
+
 namespace vitral {
 namespace {
 
-// The 32 unsigned codes of columns [32 * b, 32 * b + 32) of a row.
-void read_codes(Type type, const uint8_t* row, int64_t b, uint8_t* out) {
-  const Layout& l = kLayouts[type];
+// Four codes are handled at once, as the bytes of a word.
+uint32_t word(const uint8_t* p) {
+  uint32_t w;
+  std::memcpy(&w, p, 4);
+  return w;
+}
+void put(uint8_t* p, uint32_t w) { std::memcpy(p, &w, 4); }
+constexpr uint32_t kOnes = 0x01010101, kThrees = 0x03030303, kNibbles = 0x0F0F0F0F;
+// Four bits to the lowest bits of four bytes, and back.
+uint32_t spread(uint32_t bits) { return (bits & 15) * 0x00204081 & kOnes; }
+uint32_t gather(uint32_t bytes) { return (bytes | bytes >> 7 | bytes >> 14 | bytes >> 21) & 15; }
+
+// The 32 unsigned codes of columns [32 * b, 32 * b + 32) of a row, as 8 words.
+template <Type T>
+void read_codes(const uint8_t* row, int64_t b, uint32_t* out) {
+  constexpr Layout l = kLayouts[T];
   const uint8_t* block = row + b * 32 / l.file_block * l.file_bytes;
   const int j = static_cast<int>(b * 32 % l.file_block / 32);  // which 32 of a 256-column block
-  const uint8_t* q = block;
-  switch (type) {
-    case Q4_0: case IQ4_NL: q += 2; break;
-    case Q4_1: q += 4; break;
-    case Q5_0: q += 6; break;
-    case Q5_1: q += 8; break;
-    case Q4_K: q += 16 + j / 2 * 32; break;
-    case Q5_K: q += 48 + j / 2 * 32; break;
-    case IQ4_XS: q += 8 + j * 16; break;
-    default: break;
-  }
-  for (int i = 0; i < 32; ++i) {
-    switch (type) {
-      case Q4_0: case Q4_1: case IQ4_NL: case IQ4_XS: case Q5_0: case Q5_1:
-        out[i] = i < 16 ? q[i] & 15 : q[i - 16] >> 4;
-        if (type == Q5_0 || type == Q5_1) out[i] |= (q[i / 8 - 4] >> (i % 8) & 1) << 4;
-        break;
-      case Q8_0: out[i] = block[2 + i] ^ 0x80; break;
-      case Q2_K: out[i] = block[16 + j / 4 * 32 + i] >> (j % 4 * 2) & 3; break;
-      case Q3_K:
-        out[i] = (block[32 + j / 4 * 32 + i] >> (j % 4 * 2) & 3) | (block[i] >> j & 1) << 2;
-        break;
-      case Q4_K: case Q5_K:
-        out[i] = j % 2 ? q[i] >> 4 : q[i] & 15;
-        if (type == Q5_K) out[i] |= (block[16 + i] >> j & 1) << 4;
-        break;
-      case Q6_K: {
-        const int half = j / 4, quarter = j % 4;
-        const uint8_t low = block[half * 64 + quarter % 2 * 32 + i];
-        out[i] = (quarter < 2 ? low & 15 : low >> 4) | (block[128 + half * 32 + i] >> (quarter * 2) & 3) << 4;
-        break;
-      }
-      default: break;
+  if constexpr (T == Q4_0 || T == Q4_1 || T == Q5_0 || T == Q5_1 || T == IQ4_NL || T == IQ4_XS) {
+    const uint8_t* q = T == IQ4_XS ? block + 8 + j * 16 : block + l.file_bytes - 16;
+    for (int v = 0; v < 4; ++v) {
+      const uint32_t w = word(q + v * 4);
+      out[v] = w & kNibbles, out[v + 4] = w >> 4 & kNibbles;
     }
+    if constexpr (T == Q5_0 || T == Q5_1) {
+      const uint32_t fifth = word(q - 4);
+      for (int v = 0; v < 8; ++v) out[v] |= spread(fifth >> (v * 4)) << 4;
+    }
+  } else if constexpr (T == Q8_0) {
+    for (int v = 0; v < 8; ++v) out[v] = word(block + 2 + v * 4) ^ 0x80808080;
+  } else if constexpr (T == Q2_K || T == Q3_K) {
+    const uint8_t* q = block + (T == Q2_K ? 16 : 32) + j / 4 * 32;
+    for (int v = 0; v < 8; ++v) out[v] = word(q + v * 4) >> (j % 4 * 2) & kThrees;
+    if constexpr (T == Q3_K)
+      for (int v = 0; v < 8; ++v) out[v] |= (word(block + v * 4) >> j & kOnes) << 2;
+  } else if constexpr (T == Q4_K || T == Q5_K) {
+    const uint8_t* q = block + (T == Q4_K ? 16 : 48) + j / 2 * 32;
+    for (int v = 0; v < 8; ++v) out[v] = word(q + v * 4) >> (j % 2 * 4) & kNibbles;
+    if constexpr (T == Q5_K)
+      for (int v = 0; v < 8; ++v) out[v] |= (word(block + 16 + v * 4) >> j & kOnes) << 4;
+  } else {
+    static_assert(T == Q6_K);
+    const int half = j / 4, quarter = j % 4;
+    const uint8_t *low = block + half * 64 + quarter % 2 * 32, *high = block + 128 + half * 32;
+    for (int v = 0; v < 8; ++v)
+      out[v] = (word(low + v * 4) >> (quarter / 2 * 4) & kNibbles) | (word(high + v * 4) >> (quarter * 2) & kThrees) << 4;
   }
 }
 
-// Puts the code of one row and column (of 32) into a packed block that is all zero so far.
-void place(Codes kind, uint8_t* block, int row, int column, uint8_t code) {
-  const int v = column / 4, byte = row * 4 + column % 4;
-  switch (kind) {
-    case Codes::bytes: block[v * 64 + byte] = code; return;
-    case Codes::nibbles: case Codes::nibbles_1: case Codes::nibbles_2: case Codes::table:
-      block[v % 4 * 64 + byte] |= (code & 15) << (v / 4 * 4);
-      if (kind == Codes::nibbles_1) block[256 + v * 8 + byte / 8] |= (code >> 4) << (byte % 8);
-      if (kind == Codes::nibbles_2) block[256 + v / 4 * 64 + byte] |= (code >> 4) << (v % 4 * 2);
-      return;
-    case Codes::pairs: case Codes::pairs_1:
-      block[v / 4 * 64 + byte] |= (code & 3) << (v % 4 * 2);
-      if (kind == Codes::pairs_1) block[128 + v * 8 + byte / 8] |= (code >> 2) << (byte % 8);
-      return;
+// Puts the 8 words of a row into their places in a packed block of 16 rows.
+template <Codes kind>
+void place_codes(const uint32_t* w, int row, uint8_t* block) {
+  uint8_t* mine = block + row * 4;
+  if constexpr (kind == Codes::bytes) {
+    for (int v = 0; v < 8; ++v) put(mine + v * 64, w[v]);
+  } else if constexpr (kind == Codes::pairs || kind == Codes::pairs_1) {
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t* x = w + h * 4;
+      put(mine + h * 64, (x[0] & kThrees) | (x[1] & kThrees) << 2 | (x[2] & kThrees) << 4 | (x[3] & kThrees) << 6);
+    }
+  } else {
+    for (int v = 0; v < 4; ++v) put(mine + v * 64, (w[v] & kNibbles) | (w[v + 4] & kNibbles) << 4);
+    if constexpr (kind == Codes::nibbles_2)
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t* x = w + h * 4;
+        put(mine + 256 + h * 64, (x[0] >> 4 & kThrees) | (x[1] >> 4 & kThrees) << 2 | (x[2] >> 4 & kThrees) << 4 | (x[3] >> 4 & kThrees) << 6);
+      }
+  }
+  if constexpr (kind == Codes::nibbles_1 || kind == Codes::pairs_1) {  // a mask of 64 bits for each vector
+    constexpr int at = kind == Codes::nibbles_1 ? 256 : 128, bit = kind == Codes::nibbles_1 ? 4 : 2;
+    for (int v = 0; v < 8; ++v) {
+      uint8_t* byte = block + at + v * 8 + row / 2;
+      const uint32_t four = gather(w[v] >> bit & kOnes);
+      *byte = static_cast<uint8_t>(row % 2 ? *byte | four << 4 : four);
+    }
   }
 }
 
@@ -114,24 +135,44 @@ void place_scales(Type type, const uint8_t* block, int row, uint8_t* out) {
   }
 }
 
+template <Type T>
+void pack_panels(const Matrix& m, const uint8_t* file_rows, int64_t begin, int64_t end, uint8_t* out) {
+  constexpr Layout l = kLayouts[T];
+  const int64_t row_size = m.row_size();
+  for (int64_t p = begin; p < end; ++p) {
+    uint8_t* panel = out + p * m.panel_size();
+    const int rows = static_cast<int>(m.rows - p * 16 < 16 ? m.rows - p * 16 : 16);
+    if (rows < 16) std::memset(panel, 0, m.panel_size());
+    const uint8_t* from = file_rows + p * 16 * row_size;
+    for (int64_t b = 0; b < m.cols / 32; ++b)
+      for (int r = 0; r < rows; ++r) {
+        uint32_t codes[8];
+        read_codes<T>(from + r * row_size, b, codes);
+        place_codes<l.codes>(codes, r, panel + b * l.code_bytes);
+      }
+    uint8_t* scales = panel + m.codes_size();
+    for (int64_t s = 0; s < m.cols / l.super; ++s)
+      for (int r = 0; r < rows; ++r) place_scales(T, from + r * row_size + s * l.file_bytes, r, scales + s * l.scale_bytes);
+  }
+}
+
 }  // namespace
 
 void pack(Matrix m, const uint8_t* file_rows, int64_t begin, int64_t end, uint8_t* out) {
-  const Layout& l = m.layout();
-  for (int64_t p = begin; p < end; ++p) {
-    uint8_t* panel = out + p * m.panel_size();
-    std::memset(panel, 0, m.panel_size());
-    const int rows = static_cast<int>(m.rows - p * 16 < 16 ? m.rows - p * 16 : 16);
-    for (int r = 0; r < rows; ++r) {
-      const uint8_t* row = file_rows + (p * 16 + r) * m.row_size();
-      for (int64_t b = 0; b < m.cols / 32; ++b) {
-        uint8_t codes[32];
-        read_codes(m.type, row, b, codes);
-        for (int i = 0; i < 32; ++i) place(l.codes, panel + b * l.code_bytes, r, i, codes[i]);
-      }
-      for (int64_t s = 0; s < m.cols / l.super; ++s)
-        place_scales(m.type, row + s * l.file_bytes, r, panel + m.codes_size() + s * l.scale_bytes);
-    }
+  switch (m.type) {
+    case Q4_0: return pack_panels<Q4_0>(m, file_rows, begin, end, out);
+    case Q4_1: return pack_panels<Q4_1>(m, file_rows, begin, end, out);
+    case Q5_0: return pack_panels<Q5_0>(m, file_rows, begin, end, out);
+    case Q5_1: return pack_panels<Q5_1>(m, file_rows, begin, end, out);
+    case Q8_0: return pack_panels<Q8_0>(m, file_rows, begin, end, out);
+    case Q2_K: return pack_panels<Q2_K>(m, file_rows, begin, end, out);
+    case Q3_K: return pack_panels<Q3_K>(m, file_rows, begin, end, out);
+    case Q4_K: return pack_panels<Q4_K>(m, file_rows, begin, end, out);
+    case Q5_K: return pack_panels<Q5_K>(m, file_rows, begin, end, out);
+    case Q6_K: return pack_panels<Q6_K>(m, file_rows, begin, end, out);
+    case IQ4_NL: return pack_panels<IQ4_NL>(m, file_rows, begin, end, out);
+    case IQ4_XS: return pack_panels<IQ4_XS>(m, file_rows, begin, end, out);
+    default: throw std::invalid_argument(std::string(m.layout().name) + " is not packed");
   }
 }
 

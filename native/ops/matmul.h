@@ -224,16 +224,24 @@ inline void float_tile(const Matrix& m, int64_t r0, const Rows& a, int64_t t0, f
     for (int t = 0; t < N; ++t) out[(t0 + t) * stride + r0 + r] = merge(acc[r][t]);
 }
 
+constexpr int64_t kFloatRows = 32;  // weight rows that stay in cache while the tokens pass
+
 template <Type T>
 void matmul_float(const Matrix& m, const Rows& a, int64_t begin, int64_t end, float* out, int64_t stride) {
-  int64_t r = begin;
-  for (; r + 4 <= end; r += 4) {
+  for (int64_t from = begin; from < end; from += kFloatRows) {
+    const int64_t to = from + kFloatRows < end ? from + kFloatRows : end;
     int64_t t = 0;
-    for (; t + 4 <= a.rows; t += 4) float_tile<T, 4, 4>(m, r, a, t, out, stride);
-    for (; t < a.rows; ++t) float_tile<T, 4, 1>(m, r, a, t, out, stride);
+    for (; t + 4 <= a.rows; t += 4) {
+      int64_t r = from;
+      for (; r + 4 <= to; r += 4) float_tile<T, 4, 4>(m, r, a, t, out, stride);
+      for (; r < to; ++r) float_tile<T, 1, 4>(m, r, a, t, out, stride);
+    }
+    for (; t < a.rows; ++t) {
+      int64_t r = from;
+      for (; r + 4 <= to; r += 4) float_tile<T, 4, 1>(m, r, a, t, out, stride);
+      for (; r < to; ++r) float_tile<T, 1, 1>(m, r, a, t, out, stride);
+    }
   }
-  for (; r < end; ++r)
-    for (int64_t t = 0; t < a.rows; ++t) float_tile<T, 1, 1>(m, r, a, t, out, stride);
 }
 
 template <Type T>

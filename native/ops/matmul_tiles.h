@@ -11,15 +11,13 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Tiles 0 and 1: sums, 16 tokens x 16 weight rows. 2 and 3: activations. 4 and 5: weights.
+// Tiles 0 to 3: sums, 16 tokens x 16 weight rows. 4 and 5: activations. 6 and 7: weights.
 template <int group>
 inline void configure_tiles() {
   TileConfig c;
-  for (int i = 0; i < 2; ++i) {
-    c.rows[i] = 16, c.row_bytes[i] = 64;
-    c.rows[i + 2] = 16, c.row_bytes[i + 2] = group;
-    c.rows[i + 4] = group / 4, c.row_bytes[i + 4] = 64;
-  }
+  for (int i = 0; i < 4; ++i) c.rows[i] = 16, c.row_bytes[i] = 64;
+  for (int i = 4; i < 6; ++i) c.rows[i] = 16, c.row_bytes[i] = group;
+  for (int i = 6; i < 8; ++i) c.rows[i] = group / 4, c.row_bytes[i] = 64;
   _tile_loadconfig(&c);
 }
 
@@ -35,34 +33,35 @@ struct TilePanel {
   int8_t* codes;   // [group][columns / 4][64]
   float* scales;   // [group][16]
   float* minima;
-  int32_t* sums;   // two tiles of products
+  int32_t* sums;   // four tiles of products
   float* main;     // one tile of results
 };
 
+// Takes `count` rows of activations from row `first` on.
 template <Type T>
-inline void lay_out(const Matrix& m, const Rows& a, const Terms& terms, TileRows* rows, TilePanel* panel) {
+inline void lay_out(const Matrix& m, const Rows& a, const Terms& terms, int64_t first, int64_t count, TileRows* rows, TilePanel* panel) {
   constexpr Layout l = layout_of(T);
   constexpr bool low = has_minima(l.scales);
-  const int64_t groups = m.cols / l.group, tiles = (a.rows + 15) / 16;
+  const int64_t groups = m.cols / l.group, tiles = (count + 15) / 16;
   const int64_t all = tiles * groups * 16;
-  uint8_t* at = kept_tiles.room(tiles * 16 * m.cols + all * 4 * (low ? 2 : 1) + m.cols * 16 + groups * 128 + 3 * 1024);
+  uint8_t* at = kept_tiles.room(tiles * 16 * m.cols + all * 4 * (low ? 2 : 1) + m.cols * 16 + groups * 128 + 5 * 1024);
   const auto take = [&](int64_t bytes) { uint8_t* p = at; at += bytes; return p; };
   *rows = {tiles, groups, reinterpret_cast<int8_t*>(take(tiles * 16 * m.cols)), reinterpret_cast<float*>(take(all * 4)),
            low ? reinterpret_cast<float*>(take(all * 4)) : nullptr};
   panel->codes = reinterpret_cast<int8_t*>(take(m.cols * 16));
   panel->scales = reinterpret_cast<float*>(take(groups * 64));
   panel->minima = reinterpret_cast<float*>(take(groups * 64));
-  panel->sums = reinterpret_cast<int32_t*>(take(2048));
+  panel->sums = reinterpret_cast<int32_t*>(take(4096));
   panel->main = reinterpret_cast<float*>(take(1024));
   for (int64_t t = 0; t < tiles * 16; ++t) {
     const int64_t tile = t / 16, row = t % 16;
     int8_t* codes = rows->codes + (tile * groups * 16 + row) * l.group;
     float* scales = rows->scales + tile * groups * 16 + row;
     for (int64_t g = 0; g < groups; ++g) {
-      if (t < a.rows) {
-        std::memcpy(codes + g * 16 * l.group, a.codes + t * m.cols + g * l.group, l.group);
-        scales[g * 16] = a.scales[t * (m.cols / 32) + g * l.group / 32];
-        if constexpr (low) rows->lows[tile * groups * 16 + row + g * 16] = terms.lows[t * groups + g];
+      if (t < count) {
+        std::memcpy(codes + g * 16 * l.group, a.codes + (first + t) * m.cols + g * l.group, l.group);
+        scales[g * 16] = a.scales[(first + t) * (m.cols / 32) + g * l.group / 32];
+        if constexpr (low) rows->lows[tile * groups * 16 + row + g * 16] = terms.lows[(first + t) * groups + g];
       } else {
         std::memset(codes + g * 16 * l.group, 0, l.group);
         scales[g * 16] = 0.0f;
@@ -101,50 +100,12 @@ inline void add_group(const int32_t* sums, const float* weight_scale, const floa
   }
 }
 
+// Results of one tile of tokens: adds the minima's share and stores the first `tokens` rows.
 template <Type T>
-inline void tile_product(const Matrix& m, int64_t p, const TileRows& rows, const TilePanel& w, int64_t tile, int64_t tokens, float* out, int64_t stride) {
-  constexpr Layout l = layout_of(T);
-  constexpr int group = l.group;
-  const int8_t* x = rows.codes + tile * rows.groups * 16 * group;
-  const float* s = rows.scales + tile * rows.groups * 16;
-  F main[16];
-#pragma GCC unroll 16
-  for (int t = 0; t < 16; ++t) main[t] = zero();
-  // The float work of a group runs beside the tile work of the next.
-  const auto multiply_even = [&](int64_t g) {
-    _tile_zero(0);
-    _tile_loadd(2, x + g * 16 * group, group);
-    _tile_loadd(4, w.codes + g * 16 * group, 64);
-    _tile_dpbssd(0, 2, 4);
-  };
-  const auto multiply_odd = [&](int64_t g) {
-    _tile_zero(1);
-    _tile_loadd(3, x + g * 16 * group, group);
-    _tile_loadd(5, w.codes + g * 16 * group, 64);
-    _tile_dpbssd(1, 3, 5);
-  };
-  multiply_even(0);
-  _tile_stored(0, w.sums, 64);
-  int64_t g = 1;
-  for (; g + 1 < rows.groups; g += 2) {
-    multiply_odd(g);
-    add_group(w.sums, w.scales + (g - 1) * 16, s + (g - 1) * 16, main);
-    _tile_stored(1, w.sums + 256, 64);
-    multiply_even(g + 1);
-    add_group(w.sums + 256, w.scales + g * 16, s + g * 16, main);
-    _tile_stored(0, w.sums, 64);
-  }
-  if (g < rows.groups) {
-    multiply_odd(g);
-    add_group(w.sums, w.scales + (g - 1) * 16, s + (g - 1) * 16, main);
-    _tile_stored(1, w.sums + 256, 64);
-    add_group(w.sums + 256, w.scales + g * 16, s + g * 16, main);
-  } else {
-    add_group(w.sums, w.scales + (g - 1) * 16, s + (g - 1) * 16, main);
-  }
+inline void finish_tile(const Matrix& m, int64_t p, const TileRows& rows, const TilePanel& w, int64_t tile, int64_t tokens, const F* main, float* out, int64_t stride) {
 #pragma GCC unroll 16
   for (int t = 0; t < 16; ++t) store(w.main + t * 16, main[t]);
-  if constexpr (has_minima(l.scales)) {
+  if constexpr (has_minima(layout_of(T).scales)) {
     F low[16];
 #pragma GCC unroll 16
     for (int t = 0; t < 16; ++t) low[t] = zero();
@@ -160,16 +121,71 @@ inline void tile_product(const Matrix& m, int64_t p, const TileRows& rows, const
   for (int64_t t = 0; t < tokens; ++t) store_panel(m, p, out + (tile * 16 + t) * stride, load(w.main + t * 16));
 }
 
+// One panel times all tiles of tokens, four groups a step. The float work of a step runs beside
+// the tile work of the next, and its four stores come together (measured: fastest).
+template <Type T>
+inline void tiles_product(const Matrix& m, int64_t p, const TileRows& rows, const TilePanel& w, int64_t tokens, float* out, int64_t stride) {
+  constexpr int group = layout_of(T).group, size = 16 * group;  // bytes of a tile of codes
+  const int64_t steps = (rows.groups + 3) / 4, last = rows.groups - (steps - 1) * 4;
+  F main[16];
+#pragma GCC unroll 16
+  for (int t = 0; t < 16; ++t) main[t] = zero();
+  const float* s = rows.scales;        // of the groups whose sums wait
+  const float* scales = w.scales;
+  int64_t waiting = 0;                 // how many: 0 to 4
+// clang-format off
+#define VITRAL_GROUP(i, a, b)                                  \
+  if (i < n) {                                                 \
+    _tile_zero(i);                                             \
+    _tile_loadd(a, x + i * size, group);                       \
+    _tile_loadd(b, codes + i * size, 64);                      \
+    _tile_dpbssd(i, a, b);                                     \
+  }                                                            \
+  if (i < waiting) add_group(w.sums + i * 256, scales + i * 16, s + i * 16, main);
+  // clang-format on
+  for (int64_t tile = 0; tile < rows.tiles; ++tile)
+    for (int64_t step = 0; step < steps; ++step) {
+      const int64_t g = step * 4, n = step + 1 < steps ? 4 : last;
+      const int8_t *x = rows.codes + (tile * rows.groups + g) * size, *codes = w.codes + g * size;
+      // The rows of the result lie far apart: fetch their lines before they are written.
+      if (step == 0)
+        for (int64_t t = tile * 16; t < tile * 16 + 16 && t < tokens; ++t) __builtin_prefetch(out + t * stride + p * 16, 1);
+      VITRAL_GROUP(0, 4, 6)
+      VITRAL_GROUP(1, 5, 7)
+      VITRAL_GROUP(2, 4, 6)
+      VITRAL_GROUP(3, 5, 7)
+      if (step == 0 && tile > 0) {
+        finish_tile<T>(m, p, rows, w, tile - 1, 16, main, out, stride);
+#pragma GCC unroll 16
+        for (int t = 0; t < 16; ++t) main[t] = zero();
+      }
+      _tile_stored(0, w.sums, 64);
+      if (n > 1) _tile_stored(1, w.sums + 256, 64);
+      if (n > 2) _tile_stored(2, w.sums + 512, 64);
+      if (n > 3) _tile_stored(3, w.sums + 768, 64);
+      s = rows.scales + (tile * rows.groups + g) * 16, scales = w.scales + g * 16, waiting = n;
+    }
+#undef VITRAL_GROUP
+  for (int64_t i = 0; i < waiting; ++i) add_group(w.sums + i * 256, scales + i * 16, s + i * 16, main);
+  finish_tile<T>(m, p, rows, w, rows.tiles - 1, tokens - (rows.tiles - 1) * 16, main, out, stride);
+}
+
+constexpr int64_t kTileBytes = 768 * 1024;  // activations that stay in the second cache while panels pass
+
 template <Type T>
 void matmul_tiles(const Matrix& m, const Rows& a, const Terms& terms, int64_t begin, int64_t end, float* out, int64_t stride) {
-  TileRows rows;
-  TilePanel panel;
-  lay_out<T>(m, a, terms, &rows, &panel);
   configure_tiles<layout_of(T).group>();
-  for (int64_t p = begin; p < end; ++p) {
-    expand_panel<T>(m, p, panel);
-    for (int64_t i = 0; i < rows.tiles; ++i)
-      tile_product<T>(m, p, rows, panel, i, a.rows - i * 16 < 16 ? a.rows - i * 16 : 16, out, stride);
+  const int64_t fit = kTileBytes / (16 * m.cols), most = (fit < 4 ? 4 : fit) * 16;
+  for (int64_t first = 0; first < a.rows; first += most) {
+    const int64_t count = a.rows - first < most ? a.rows - first : most;
+    TileRows rows;
+    TilePanel panel;
+    lay_out<T>(m, a, terms, first, count, &rows, &panel);
+    for (int64_t p = begin; p < end; ++p) {
+      expand_panel<T>(m, p, panel);
+      asm volatile("" ::: "memory");  // the compiler does not know that tile loads read what was just stored
+      tiles_product<T>(m, p, rows, panel, count, out + first * stride, stride);
+    }
   }
   _tile_release();
 }

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -36,7 +36,10 @@ from vitral.model.spec import ModelSpec
 from vitral.settings import read_settings
 from vitral.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["LanguageModel", "Stream", "load"]
+if TYPE_CHECKING:
+    from vitral.formats.canonical import Checkpoint
+
+__all__ = ["LanguageModel", "Stream", "load", "tokenizer_of"]
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -65,7 +68,6 @@ def load(
     from vitral.engine.native import NativeForward, native_model
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.hub import resolve
-    from vitral.tokenizer.load import load_tokenizer
 
     settings = read_settings()
     if threads is None:
@@ -74,9 +76,7 @@ def load(
         raise SettingsError(f"threads is {threads!r}; allowed: a whole number from 1 to 1024")
     isa = native.choose(isa or settings.isa)
     checkpoint = open_checkpoint(resolve(str(path_or_name)))
-    path = checkpoint.path
-    source = checkpoint.metadata if checkpoint.layout == "gguf" else path if path.is_dir() else path.parent
-    tokenizer = load_tokenizer(source)
+    tokenizer = tokenizer_of(checkpoint)
     plan = plan_cache(checkpoint.spec, checkpoint.weights.n_bytes(), kv_type, context_length)
     model = native_model(
         checkpoint.spec, checkpoint.weights, threads=threads, isa=isa, context_length=plan.context_length
@@ -84,6 +84,16 @@ def load(
     cache = model.new_cache(plan.n_pages, PAGE_SIZE, kv_type)
     forward = NativeForward(model, cache, checkpoint.spec.vocab_size)
     return LanguageModel(checkpoint.spec, tokenizer, forward, context_length=plan.context_length)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer in a GGUF file, or in the files beside the weights; TokenizerError without one."""
+    from vitral.tokenizer.load import load_tokenizer
+
+    path = checkpoint.path
+    return load_tokenizer(
+        checkpoint.metadata if checkpoint.layout == "gguf" else path if path.is_dir() else path.parent
+    )
 
 
 class LanguageModel:

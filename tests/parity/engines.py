@@ -27,9 +27,7 @@ def native_model(
 
 
 def float_rows(weights: Mapping[str, F32]) -> dict[str, tuple[str, NDArray[np.uint8]]]:
-    return {
-        name: ("F32", np.ascontiguousarray(np.atleast_2d(value)).view(np.uint8)) for name, value in weights.items()
-    }
+    return {name: ("F32", np.ascontiguousarray(np.atleast_2d(value)).view(np.uint8)) for name, value in weights.items()}
 
 
 def run(

@@ -63,7 +63,9 @@ def stories(data_dir: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def lines(data_dir: Path) -> list[str]:
     """At least 20,000 different lines of prose in many languages and of Python code, spaces as they stand."""
-    prose = [line for name in _TEXT_SETS for file in sorted(need(data_dir / name).glob("*.txt")) for line in _lines(file)]
+    prose = [
+        line for name in _TEXT_SETS for file in sorted(need(data_dir / name).glob("*.txt")) for line in _lines(file)
+    ]
     code = list(islice(_code_lines(), _CODE_LINES))
     return list(dict.fromkeys(line for line in prose + code if line.strip()))
 

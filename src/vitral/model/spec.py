@@ -64,11 +64,9 @@ class RopeSpec:
             if value is not None:
                 for number in value if isinstance(value, tuple) else (value,):
                     _positive(f"rope {name}", number)
-        if self.low_freq_factor is not None and self.high_freq_factor is not None:
-            if self.low_freq_factor >= self.high_freq_factor:
-                raise SpecError(
-                    f"rope low_freq_factor {self.low_freq_factor} must be below high_freq_factor {self.high_freq_factor}"
-                )
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and low >= high:
+            raise SpecError(f"rope low_freq_factor {low} must be below high_freq_factor {high}")
 
 
 _ROPE_OPTIONAL = (

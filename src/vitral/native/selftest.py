@@ -31,9 +31,10 @@ def self_test(isa: str) -> Verdict:
     packed = [name for name in types if not name.endswith(("F16", "F32"))]
     for name in packed:
         weight = pack(name, _random_rows(name, rng))
-        if matmul(weight, x[:, : weight.cols], isa=isa).tobytes() != law.linear(
-            unpack(weight, isa="scalar"), x[:, : weight.cols]
-        ).tobytes():
+        if (
+            matmul(weight, x[:, : weight.cols], isa=isa).tobytes()
+            != law.linear(unpack(weight, isa="scalar"), x[:, : weight.cols]).tobytes()
+        ):
             wrong.append(name)
     plain = rng.standard_normal((_ROWS, _COLUMNS)).astype(np.float32)
     if matmul(pack("F32", plain.view(np.uint8)), x, isa=isa).tobytes() != law.linear(plain, x).tobytes():

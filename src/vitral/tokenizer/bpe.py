@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -104,8 +104,9 @@ def from_json(definition: Mapping[str, Any], named: Named) -> Tokenizer:
         raise TokenizerError(f"tokenizer.json holds a model of type {model.get('type')!r}; Llama and Mistral use 'BPE'")
     added = [_added(entry) for entry in definition.get("added_tokens") or []]
     pieces, kinds = _table(model["vocab"], added)
-    if model.get("unk_token") in model["vocab"]:
-        kinds[model["vocab"][model["unk_token"]]] = Kind.UNKNOWN
+    if isinstance(unknown := model.get("unk_token"), str) and unknown in model["vocab"]:
+        kinds[model["vocab"][unknown]] = Kind.UNKNOWN
+        named = replace(named, unk_id=model["vocab"][unknown] if named.unk_id is None else named.unk_id)
     byte_level = "ByteLevel" in _types(definition.get("pre_tokenizer")) | _types(definition.get("normalizer"))
     if not byte_level:
         kinds = [
@@ -300,12 +301,10 @@ def _completed(named: Named, ids: Mapping[str, int], before: list[str], after: l
         bos_id = next((ids[text] for text in ("<s>", "<|begin_of_text|>") if text in ids), None)
     if eos_id is None:
         eos_id = next((ids[text] for text in END_OF_TURN if text in ids), None)
-    return Named(
+    return replace(
+        named,
         bos_id=bos_id,
         eos_id=eos_id,
-        unk_id=named.unk_id,
-        pad_id=named.pad_id,
-        eos_ids=named.eos_ids,
         add_bos=bool(before) if named.add_bos is None else named.add_bos,
         add_eos=bool(after) if named.add_eos is None else named.add_eos,
     )

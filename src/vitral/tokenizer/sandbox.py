@@ -111,7 +111,7 @@ def _environment() -> BoundedEnvironment:
 class Generation(Extension):
     """`{% generation %}` marks the assistant's part for training; here it only groups."""
 
-    tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

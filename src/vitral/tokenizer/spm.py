@@ -15,7 +15,7 @@ from vitral.tokenizer.protobuf import Piece, PieceModel, read_model, write_model
 from vitral.tokenizer.special import Special, Specials
 from vitral.tokenizer.stream import SpaceRule
 from vitral.tokenizer.tokenizer import END_OF_TURN, Tokenizer, token_ids_by_text
-from vitral.tokenizer.vocab import SPACE_MARK, Kind, Vocabulary, byte_piece, from_space_mark
+from vitral.tokenizer.vocab import SPACE_MARK, Kind, Vocabulary, byte_piece, from_space_mark, looks_like_control
 
 __all__ = ["from_llama2c", "from_model_bytes", "from_pieces", "looks_like_llama2c"]
 
@@ -183,12 +183,20 @@ def _marked(pieces: Sequence[Piece], unk_id: int | None, named: Sequence[int | N
             f"the SentencePiece vocabulary's unknown piece is {unk_id}; one of its {len(pieces)} must be it"
         )
     marked = list(pieces)
+    texts = {piece.text for piece in pieces}
     for id, piece in enumerate(pieces):
         if not math.isfinite(piece.score):
             raise TokenizerError(f"piece {id} {piece.text!r} has the score {piece.score}; scores are finite")
+        spaced = piece.text.replace(" ", SPACE_MARK)
+        if piece.kind == Kind.USER and spaced not in texts:
+            marked[id] = replace(piece, text=spaced)  # GGUF spells these plainly
         if id == unk_id:
             marked[id] = replace(piece, kind=Kind.UNKNOWN)
-        elif piece.kind == Kind.UNKNOWN or (id in named and piece.kind in (Kind.NORMAL, Kind.USER)):
+        elif (
+            piece.kind == Kind.UNKNOWN
+            or (id in named and piece.kind == Kind.NORMAL)
+            or (piece.kind == Kind.USER and (id in named or looks_like_control(piece.text)))
+        ):
             marked[id] = replace(piece, kind=Kind.CONTROL)
     return tuple(marked)
 

@@ -1,0 +1,59 @@
+"""`vitral convert`: a checkpoint from one layout to another."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitral.cli.output import AsJson, console, print_json, progress_bar, tell
+from vitral.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from vitral.formats.quantize import TensorError
+
+__all__ = ["Layout", "convert", "write"]
+
+
+class Layout(StrEnum):
+    """The layouts that are written."""
+
+    GGUF = "gguf"
+    SAFETENSORS = "safetensors"
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="A path, a short name, or hf:owner/name.")],
+    out: Annotated[Path, typer.Argument(help="The file (.gguf) or folder (safetensors) to write.")],
+    layout: Annotated[Layout, typer.Option(help="The layout to write.")] = Layout.GGUF,
+    type: Annotated[str | None, typer.Option("--type", help="F32, F16 or BF16 instead of the types it has.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model in another layout with the same values."""
+    errors = write(model, out, layout, type)
+    if as_json:
+        print_json({"path": out, "layout": layout, "tensors": len(errors)})
+    else:
+        console.print(f"{out}: {len(errors)} tensors in the layout {layout}", highlight=False, soft_wrap=True)
+
+
+def write(model: str, out: Path, layout: Layout, type: str | None) -> list[TensorError]:
+    """Convert with a progress bar, the tokenizer included; says so where there is none to carry."""
+    from vitral import hub
+    from vitral.formats.checkpoint import open_checkpoint
+    from vitral.formats.convert import TokenizerFiles
+    from vitral.formats.convert import convert as convert_file
+    from vitral.language_model import tokenizer_of
+    from vitral.tokenizer.export import to_files, to_gguf
+
+    source = hub.resolve(model)
+    try:
+        tokenizer = tokenizer_of(open_checkpoint(source))
+        files = TokenizerFiles(to_gguf(tokenizer), to_files(tokenizer))
+    except TokenizerError as error:
+        tell(f"written without a tokenizer: {error}")
+        files = None
+    with progress_bar("tensors") as bar:
+        return convert_file(source, out, layout.value, type, progress=bar, tokenizer=files)

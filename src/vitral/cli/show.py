@@ -1,0 +1,79 @@
+"""`vitral show`: what a model is and what it needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from vitral.cli.output import AsJson, facts, print_json, size_text, table
+
+__all__ = ["show"]
+
+
+def show(
+    model: Annotated[str, typer.Argument(help="A path, a short name, or hf:owner/name.")],
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens to reckon the cache for.")] = None,
+    digest: Annotated[bool, typer.Option("--digest", help="Read all tensors and print their digest.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's architecture, parameters, weight types, memory and licence tag."""
+    from vitral import hub
+    from vitral.formats.checkpoint import open_checkpoint
+    from vitral.model.arithmetic import kv_bytes, parameters
+
+    path = hub.resolve(model)
+    checkpoint = open_checkpoint(path)
+    spec, count = checkpoint.spec, parameters(checkpoint.spec)
+    tokens = context or min(spec.max_context, 8192)
+    types = Counter(tensor.type.name for tensor in checkpoint.weights.values())
+    found: dict[str, Any] = {
+        "path": str(path),
+        "layout": checkpoint.layout,
+        "licence_tag": checkpoint.metadata.get("general.license") or checkpoint.metadata.get("license"),
+        "spec": asdict(spec),
+        "parameters": {"total": count.total, "active": count.active, **asdict(count)},
+        "weight_types": dict(types),
+        "memory": {
+            "weights_bytes": checkpoint.weights.n_bytes(),
+            "kv_bytes": kv_bytes(spec, tokens),
+            "context": tokens,
+        },
+        "digest": checkpoint.weights.digest() if digest else None,
+    }
+    if as_json:
+        print_json(found)
+        return
+    rows: dict[str, object] = {
+        "file": path,
+        "layout": checkpoint.layout,
+        "licence tag": found["licence_tag"] or "none in the file",
+        "parameters": f"{count.total:,} in all, {count.active:,} active for a token",
+        "weights": f"{size_text(found['memory']['weights_bytes'])} ({', '.join(f'{n} x {t}' for t, n in types.items())})",
+        "cache": f"{size_text(found['memory']['kv_bytes'])} for {tokens:,} tokens in f16",
+    }
+    if digest:
+        rows["digest"] = found["digest"]
+    facts(str(checkpoint.metadata.get("general.name") or model), rows)
+    moe = f"{spec.moe.n_experts_per_token} of {spec.moe.n_experts} experts" if spec.moe else "dense"
+    table(
+        "Architecture",
+        ["dim", "layers", "heads", "kv heads", "head dim", "hidden", "vocabulary", "context", "window", "rope", "kind"],
+        [
+            (
+                spec.dim,
+                spec.n_layers,
+                spec.n_heads,
+                spec.n_kv_heads,
+                spec.head_dim,
+                spec.hidden_dim,
+                spec.vocab_size,
+                spec.max_context,
+                spec.sliding_window or "all",
+                spec.rope.scaling,
+                moe,
+            )
+        ],
+    )

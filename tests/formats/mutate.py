@@ -1,0 +1,474 @@
+"""Damage for the fuzzer: a valid checkpoint and random numbers in, a damaged one out.
+
+Half of the damage is blind (bits, bytes, ranges, lengths), half knows the layout and gives what a
+careful attacker would: JSON with other values in the same place, GGUF with other counts, types and
+offsets, zip members repacked so that their checksums pass, pickle opcodes rearranged.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickletools
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+from tests.formats.tiny import GgufParts, Sample, assemble_gguf, assemble_safetensors, gguf_string, gguf_value
+
+NUMBERS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 24, 31, 32, 33, 64, 100, 127, 128, 255, 256, 1000, 4096, 65535, 65536]
+NUMBERS += [1 << 20, 1 << 24, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 40, (1 << 53) + 1, 1 << 60]
+NUMBERS += [1 << 61, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 32, (1 << 64) - 1]
+
+Parts = dict[str, GgufParts]
+
+
+def mutate(sample: Sample, parts: Parts, rng: Random) -> dict[str, bytes | None]:
+    """The files that differ from the sample's; None for one that is gone.
+
+    `parts` are the GGUF files of the sample taken apart, by name.
+    """
+    names = list(sample.files)
+    name = rng.choice(names)
+    if rng.random() < 0.01 and len(names) > 1:
+        return {name: rng.choice([None, b"", sample.files[rng.choice(names)]])}
+    data = sample.files[name]
+    if rng.random() < 0.4:
+        return {name: blind(data, rng, structure_bytes(name, data))}
+    match name.rsplit(".")[-1]:
+        case "json":
+            return {name: json_text(data, rng)}
+        case "gguf":
+            return {name: gguf_file(parts[name], rng) if name in parts else blind(data, rng, 1024)}
+        case "safetensors":
+            return {name: safetensors_file(data, rng)}
+        case "pth":
+            return {name: zip_file(data, rng)}
+    return {name: header_numbers(data, rng)}
+
+
+def structure_bytes(name: str, data: bytes) -> int:
+    """How far the part of a file reaches that says how to read the rest."""
+    if name.endswith(".safetensors"):
+        return int.from_bytes(data[:8], "little") + 8
+    return {"gguf": 1600, "bin": 28}.get(name.rsplit(".")[-1], len(data))
+
+
+# --- blind -----------------------------------------------------------------------------------------
+
+
+def blind(data: bytes, rng: Random, structure: int) -> bytes:
+    """One to four random changes, four of five in the structure."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
+        end = min(structure, len(out)) if rng.random() < 0.8 else len(out)
+        at = rng.randrange(end) if end else 0
+        n = rng.choice((1, 1, 2, 4, 8, 16, 64, 300))
+        rng.choice(_BLIND)(out, at, n, rng)
+    return bytes(out)
+
+
+def _flip(out: bytearray, at: int, n: int, rng: Random) -> None:
+    if out:
+        out[at] ^= 1 << rng.randrange(8)
+
+
+def _set(out: bytearray, at: int, n: int, rng: Random) -> None:
+    out[at : at + n] = bytes([rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))]) * len(out[at : at + n])
+
+
+def _noise(out: bytearray, at: int, n: int, rng: Random) -> None:
+    out[at : at + n] = rng.randbytes(len(out[at : at + n]))
+
+
+def _truncate(out: bytearray, at: int, n: int, rng: Random) -> None:
+    del out[at:]
+
+
+def _insert(out: bytearray, at: int, n: int, rng: Random) -> None:
+    out[at:at] = rng.randbytes(n)
+
+
+def _remove(out: bytearray, at: int, n: int, rng: Random) -> None:
+    del out[at : at + n]
+
+
+def _repeat(out: bytearray, at: int, n: int, rng: Random) -> None:
+    out[at:at] = out[at : at + n] * rng.choice((1, 1, 2, 20))
+
+
+def _exchange(out: bytearray, at: int, n: int, rng: Random) -> None:
+    to = rng.randrange(len(out)) if out else 0
+    a, b = out[at : at + n], out[to : to + n]
+    out[at : at + len(b)] = b
+    out[to : to + len(a)] = a
+
+
+def _number(out: bytearray, at: int, n: int, rng: Random) -> None:
+    size = rng.choice((1, 2, 4, 4, 8, 8, 8))
+    number = rng.choice([*NUMBERS, len(out), len(out) - 1, len(out) + 1, at])
+    out[at : at + size] = (number & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+
+
+def _add(out: bytearray, at: int, n: int, rng: Random) -> None:
+    size = rng.choice((1, 2, 4, 8))
+    number = int.from_bytes(out[at : at + size], "little") + rng.choice((-32, -8, -2, -1, 1, 2, 8, 32))
+    out[at : at + size] = (number & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+
+
+_BLIND: list[Callable[[bytearray, int, int, Random], None]] = [
+    _flip, _flip, _set, _noise, _truncate, _insert, _remove, _repeat, _exchange, _number, _number, _number, _add,
+]  # fmt: skip
+
+
+# --- JSON ------------------------------------------------------------------------------------------
+
+
+class Pairs(list[Any]):
+    """A JSON object as a list of [name, value], so that a name may stand twice."""
+
+
+class Literal(str):
+    """Text that goes into the JSON as it is."""
+
+
+_LEAVES: list[Any] = [
+    None, True, False, 0, 1, 2, 3, 4, 8, 16, -1, -8, 0.0, -0.0, 0.5, 1.0, 8.0, 1e-300, 1e300, "", "8", "silu", "llama",
+    "a" * 3000, "\x00", "é\U0001fa9f", "../../etc/passwd", "/dev/zero", ".", "config.json", [], [0], [[]], ["x"],
+    *NUMBERS, -(1 << 63), 10**400, Literal("1e999"), Literal("-1e999"), Literal("NaN"), Literal("Infinity"),
+    Literal('"\\ud800"'), Literal("9" * 5000), Literal("{}"), Literal('{"a": {"a": {}}}'), Literal("[" * 50 + "]" * 50),
+    Literal("[" * 100_000), Literal("[" * 100_000 + "]" * 100_000), Literal('{"a":' * 20_000 + "1" + "}" * 20_000),
+    Literal("[0,0,0,0,0]"), Literal("[8,8,8,8]"), Literal("[1099511627776,1099511627776]"), Literal("[-1,-1]"),
+    Literal("[0,18446744073709551615]"), Literal("[16,8]"), Literal("[true,8]"), Literal("[8.0,8]"), Literal("[0,1e30]"),
+    "F64", "BOOL", "I8", "U64", "F8_E4M3", "F16", "F32", "BF16", "F4", "bf16",
+]  # fmt: skip
+
+
+def json_text(data: bytes, rng: Random) -> bytes:
+    """One to three values, names or places changed."""
+    try:
+        tree = json.loads(data, object_pairs_hook=lambda pairs: Pairs([list(pair) for pair in pairs]))
+    except ValueError:
+        return blind(data, rng, len(data))
+    root = [tree]
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        places: list[tuple[list[Any], int]] = []
+        _places(root, places)
+        holder, i = rng.choice(places)
+        _change(holder, i, rng, places)
+    return _dumped(root[0]).encode("utf-8", "surrogatepass")
+
+
+def _places(holder: list[Any], found: list[tuple[list[Any], int]]) -> None:
+    """Every (list, index) whose element is a value or a pair."""
+    for i, value in enumerate(holder):
+        found.append((holder, i))
+        if isinstance(holder, Pairs) and isinstance(value[1], list):
+            _places(value[1], found)
+        elif not isinstance(holder, Pairs) and isinstance(value, list):
+            _places(value, found)
+
+
+def _change(holder: list[Any], i: int, rng: Random, places: list[tuple[list[Any], int]]) -> None:
+    is_pair = isinstance(holder, Pairs)
+    other, j = rng.choice(places)
+    theirs = other[j][1] if isinstance(other, Pairs) else other[j]
+    match rng.randrange(9):
+        case 0 | 1 | 2 | 3:
+            value = rng.choice(_LEAVES)
+        case 4:
+            value = json.loads(_dumped(theirs), object_pairs_hook=lambda p: Pairs([list(x) for x in p]))
+        case 5 if holder is not places[0][0]:
+            del holder[i]
+            return
+        case 6 if is_pair:
+            holder.insert(rng.randrange(len(holder) + 1), [holder[i][0], rng.choice([holder[i][1], *_LEAVES[:20]])])
+            return
+        case 7 if is_pair:
+            name = str(holder[i][0])
+            holder[i][0] = rng.choice([name + "x", name[:-1], name.upper(), "", "a" * 3000, "__metadata__", "\x1b[2J"])
+            return
+        case _:
+            mine = holder[i][1] if is_pair else holder[i]
+            if not isinstance(mine, int | float):
+                mine = 1
+            value = rng.choice([mine + 1, mine - 1, mine * 2, -mine, float(mine), str(mine), mine + (1 << 32)])
+    if is_pair:
+        holder[i][1] = value
+    else:
+        holder[i] = value
+
+
+def _dumped(value: Any) -> str:
+    if isinstance(value, Literal):
+        return str(value)
+    if isinstance(value, Pairs):
+        return "{" + ",".join(f"{json.dumps(k)}:{_dumped(v)}" for k, v in value) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_dumped(v) for v in value) + "]"
+    return json.dumps(value)
+
+
+def safetensors_file(data: bytes, rng: Random) -> bytes:
+    """The header changed as JSON, its length put right (nearly always)."""
+    n = int.from_bytes(data[:8], "little")
+    out = assemble_safetensors(json_text(data[8 : 8 + n], rng), data[8 + n :])
+    return out if rng.random() < 0.95 else struct.pack("<Q", rng.choice(NUMBERS)) + out[8:]
+
+
+# --- GGUF ------------------------------------------------------------------------------------------
+
+
+def gguf_file(parts: GgufParts, rng: Random) -> bytes:
+    """Metadata and descriptions changed, the file put together again."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        parts = _gguf_metadata(parts, rng) if rng.random() < 0.5 or not parts.tensors else _gguf_tensors(parts, rng)
+    return assemble_gguf(parts)
+
+
+def _gguf_metadata(parts: GgufParts, rng: Random) -> GgufParts:
+    entries = list(parts.metadata)
+    i = rng.randrange(len(entries)) if entries else 0
+    match rng.randrange(8):
+        case 0 if entries:
+            del entries[i]
+        case 1 if entries:
+            entries.insert(i, rng.choice(entries))
+        case 2 if entries:
+            entries[i] = (entries[i][0], rng.choice(entries)[1])
+        case 3:
+            key = rng.choice(["general.alignment", "split.count", "split.no", "split.tensors.count", *_GGUF_KEYS])
+            entries.append((key, _gguf_value(rng)))
+        case 4 if entries:
+            entries[i] = (entries[i][0] + rng.choice(("x", "\0", "é")), entries[i][1])
+        case _ if entries:
+            entries[i] = (entries[i][0], _gguf_value(rng))
+    return replace(parts, metadata=tuple(entries))
+
+
+_GGUF_KEYS = [
+    "llama.rope.freq_base", "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.expert_count",
+    "llama.expert_used_count", "llama.attention.sliding_window", "llama.vocab_size", "llama.rope.scale_linear",
+    "llama.rope.scaling.original_context_length", "llama.expert_gating_func", "llama.use_parallel_residual",
+    "llama.rope.scaling.yarn_beta_fast", "llama.rope.scaling.attn_factor", "llama.unknown",
+]  # fmt: skip
+
+
+def _gguf_value(rng: Random) -> bytes:
+    number = rng.choice([*NUMBERS, *range(40)])
+    match rng.randrange(10):
+        case 0:
+            return gguf_value(rng.choice(["", "none", "linear", "yarn", "qwen2", "a" * 3000, "é"]))
+        case 1:
+            return gguf_value(rng.choice([True, False]))
+        case 2:
+            return gguf_value(rng.choice([0.0, -1.0, 1e-30, 1e30, float("inf"), float("nan"), 0.5]))
+        case 3:
+            return struct.pack("<Id", 12, rng.choice([1e300, -1e300, float("nan"), 1e-320]))
+        case 4:
+            return struct.pack("<IQ", 10, number)
+        case 5:
+            return struct.pack("<Iq", 11, -(number >> 1))
+        case 6:
+            return gguf_value(rng.choice([["a", "b"], [1], [1, 1, 1], [2, 3], [1.5, 2.5]]))
+        case 7:
+            kind = rng.randrange(14)
+            return struct.pack("<IIQ", 9, kind, number) + rng.randbytes(rng.randrange(64))
+        case 8:
+            return struct.pack("<IIQ", 9, 8, 3) + gguf_string("a") + gguf_string(b"\xff\xc3") + gguf_string("b")
+    return gguf_value(number & 0xFFFFFFFF)
+
+
+def _gguf_tensors(parts: GgufParts, rng: Random) -> GgufParts:
+    tensors = list(parts.tensors)
+    i = rng.randrange(len(tensors))
+    name, dims, kind, offset = tensors[i]
+    number = rng.choice(NUMBERS)
+    match rng.randrange(10):
+        case 0:
+            del tensors[i]
+        case 1:
+            tensors.append(rng.choice(tensors))
+        case 2:
+            tensors[i] = (rng.choice(tensors)[0], dims, kind, offset)
+        case 3:
+            tensors[i] = (name + rng.choice(("x", "\0", ".0", "é" * 40)), dims, kind, offset)
+        case 4:
+            tensors[i] = (name, dims, rng.randrange(45), offset)
+        case 5:
+            tensors[i] = (name, dims, kind, rng.choice([number, offset + 32, offset - 32 & (1 << 64) - 1, 0]))
+        case 6:
+            tensors[i] = (name, (*dims, number) if rng.random() < 0.7 else dims[:-1], kind, offset)
+        case 7:
+            tensors.append((rng.choice(["rope_freqs.weight", "blk.99.attn_q.weight", "x"]), dims, kind, offset))
+        case _:
+            at = rng.randrange(len(dims)) if dims else 0
+            tensors[i] = (name, (*dims[:at], number, *dims[at + 1 :]), kind, offset)
+    return replace(parts, tensors=tuple(tensors))
+
+
+# --- zip and pickle --------------------------------------------------------------------------------
+
+
+def zip_file(data: bytes, rng: Random) -> bytes:
+    """Members changed and packed again with right checksums."""
+    members = _members(data)
+    names = list(members)
+    pickled = next(name for name in names if name.endswith("data.pkl"))
+    compressed = ""
+    match rng.randrange(20):
+        case 0:
+            members.pop(rng.choice(names))
+        case 1:
+            name = rng.choice(names)
+            members[name] = rng.choice([b"", members[name] * 2, members[name][:-1], members[rng.choice(names)]])
+        case 2:
+            name = rng.choice(names)
+            members[rng.choice([name + "x", "/" + name, "../" + name, name.upper(), "data.pkl"])] = members.pop(name)
+        case 3:
+            compressed = rng.choice(names)
+        case 4 if rng.random() < 0.1:
+            return _packed(members, "", bomb=rng.choice(names))
+        case 5:
+            name = rng.choice(names)
+            members[name] = blind(members[name], rng, len(members[name]))
+        case 6 | 7 | 8:
+            members[pickled] = blind(members[pickled], rng, len(members[pickled]))
+        case _:
+            members[pickled] = pickle_bytes(members[pickled], rng)
+    return _packed(members, compressed, twice=rng.choice(names) if rng.random() < 0.02 else "")
+
+
+@lru_cache(maxsize=8)
+def _read_members(data: bytes) -> tuple[tuple[str, bytes], ...]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return tuple((info.filename, archive.read(info)) for info in archive.infolist())
+
+
+def _members(data: bytes) -> dict[str, bytes]:
+    return dict(_read_members(data))
+
+
+def _packed(members: dict[str, bytes], compressed: str, twice: str = "", bomb: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        warnings.simplefilter("ignore")
+        for name, data in members.items():
+            archive.writestr(name, data, zipfile.ZIP_DEFLATED if name == compressed else zipfile.ZIP_STORED)
+        if twice in members:
+            archive.writestr(twice, members[twice])
+    out = buffer.getvalue()
+    return _with_bomb(out, bomb) if bomb else out
+
+
+_BOMB_BYTES = 400 << 20
+
+
+@lru_cache(maxsize=1)
+def _bomb() -> tuple[bytes, int]:
+    """400 MB of zeros deflated to under half a megabyte, and their checksum."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    chunk, crc, out = bytes(1 << 20), 0, []
+    for _ in range(_BOMB_BYTES >> 20):
+        out.append(packer.compress(chunk))
+        crc = zlib.crc32(chunk, crc)
+    return b"".join([*out, packer.flush()]), crc
+
+
+def _with_bomb(data: bytes, name: str) -> bytes:
+    """One member replaced by the bomb; all others as they are."""
+    packed, crc = _bomb()
+    out, directory, n = bytearray(), bytearray(), 0
+    for member, content in _members(data).items():
+        is_bomb = member == name
+        stored = packed if is_bomb else content
+        size = _BOMB_BYTES if is_bomb else len(content)
+        fields = (8 if is_bomb else 0, 0, 0x21, crc if is_bomb else zlib.crc32(content), len(stored), size)
+        encoded = member.encode()
+        directory += struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 20, 20, 0, *fields, len(encoded), 0, 0, 0, 0, 0, len(out))  # fmt: skip
+        directory += encoded
+        out += struct.pack("<IHHHHHIIIHH", 0x04034B50, 20, 0, *fields, len(encoded), 0) + encoded + stored
+        n += 1
+    end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, n, n, len(directory), len(out), 0)
+    return bytes(out + directory + end)
+
+
+_SNIPPETS = [
+    b"0", b"1", b"2", b"(", b")", b"]", b"}", b"N", b"t", b"\x85", b"\x86", b"\x87", b"R", b"b", b"s", b"u", b"e", b"a",
+    b"Q", b"\x81", b"\x92", b"\x93", b"\x94", b".", b"l", b"d", b"o", b"G" + bytes(8), b"\x88", b"\x89", b"\x8f", b"\x90",
+    b"cos\nsystem\n", b"cbuiltins\neval\n", b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ccollections\nOrderedDict\n", b"c__builtin__\ngetattr\n", b"ctorch\nload\n", b"P0\n", b"I1\n", b"I01\n", b"F1\n",
+    b"L1L\n", b"I" + b"9" * 5000 + b"\n", b"V\\ud800\n", b"S'x'\n", b"\x82\x01", b"\x80\x05", b"\x95" + b"\xff" * 8,
+    b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\x7f", b"q\xff", b"h\xff", b"X\xff\xff\xff\xff", b"X\x02\0\0\0\xff\xfe",
+    b"\x8d" + b"\xff" * 8, b"\x8e" + b"\xff" * 8, b"B\xff\xff\xff\xff", b"\x8b\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\xff",
+    b"\x8a\xff" + b"\x7f" * 255, b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"M\xff\xff", b"\x8a\x08" + b"\xff" * 7 + b"\x7f",
+    b")" + b"2\x86" * 40, b"]" + b"2\x86" * 200, b")" + b"\x85" * 50_000, b"(" * 50_000, b"]" * 50_000, b"]2a",
+]  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _operations(data: bytes) -> tuple[int, ...]:
+    return tuple(position for _, _, position in pickletools.genops(data) if position is not None)
+
+
+def pickle_bytes(data: bytes, rng: Random) -> bytes:
+    """Opcodes removed, repeated, exchanged, replaced, or their arguments changed."""
+    starts = [*_operations(data), len(data)]
+    operations = [data[a:b] for a, b in pairwise(starts)]
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        i = rng.randrange(len(operations))
+        match rng.randrange(7):
+            case 0:
+                del operations[i : i + rng.choice((1, 1, 2, 5))]
+            case 1:
+                operations[i:i] = operations[i : i + rng.choice((1, 2, 5))] * rng.choice((1, 1, 3, 100))
+            case 2:
+                j = rng.randrange(len(operations))
+                operations[i], operations[j] = operations[j], operations[i]
+            case 3:
+                operations.insert(i, rng.choice(_SNIPPETS))
+            case 4:
+                operations[i] = rng.choice(_SNIPPETS)
+            case 5:
+                operations[i] = operations[i][:1] + _argument(operations[i], rng)
+            case _:
+                operations[i] = _whole_number(rng) if operations[i][:1] in b"KMJ" else operations[i][:1]
+        operations = operations or [b"."]
+    return b"".join(operations)
+
+
+def _argument(operation: bytes, rng: Random) -> bytes:
+    argument = bytearray(operation[1:])
+    if argument:
+        rng.choice(_BLIND)(argument, rng.randrange(len(argument)), rng.choice((1, 2, 4)), rng)
+    return bytes(argument)
+
+
+def _whole_number(rng: Random) -> bytes:
+    number = rng.choice([*NUMBERS, -1, -8, -(1 << 31), -(1 << 63)])
+    if -(1 << 31) <= number < 1 << 31:
+        return b"J" + struct.pack("<i", number)
+    return b"\x8a\x09" + number.to_bytes(9, "little", signed=True)
+
+
+# --- llama2.c --------------------------------------------------------------------------------------
+
+
+def header_numbers(data: bytes, rng: Random) -> bytes:
+    """One or two of the seven sizes changed, now and then the length too."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2))):
+        at = 4 * rng.randrange(7)
+        old = struct.unpack_from("<i", out, at)[0]
+        number = rng.choice([*NUMBERS, -1, -old, old + 1, old - 1, 2 * old]) & 0xFFFFFFFF
+        out[at : at + 4] = number.to_bytes(4, "little")
+    if rng.random() < 0.2:
+        _truncate(out, rng.randrange(len(out)), 0, rng)
+    return bytes(out)
