@@ -1,0 +1,178 @@
+"""The native model computes what the reference computes: every value, bit for bit.
+
+A failure names the first tap that differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.parity.engines import native_model, run
+from tests.parity.families import FAMILIES, random_weights
+from vitral.formats import quants
+from vitral.formats.quantize import encode
+from vitral.model.law import F32, Quantised
+from vitral.model.reference import Cache, Reference
+from vitral.model.spec import ModelSpec
+from vitral.model.taps import taps
+from vitral.native import NativeModel, available
+
+Any = NDArray[np.generic]
+Raw = dict[str, tuple[str, NDArray[np.uint8]]]
+
+IDS = np.random.default_rng(11).integers(0, 160, 37).tolist()
+TYPES = [name for name, info in quants.TYPES.items() if info.block <= 32]
+K_TYPES = [name for name in quants.TYPES if name not in TYPES]
+SOME = ["llama-3.1", "mistral-window", "mistral-nemo", "mixtral-window"]
+
+
+def wide(spec: ModelSpec) -> ModelSpec:
+    """The same family with every row a multiple of 256, which K-quants want."""
+    return replace(spec, dim=256, n_heads=8, n_kv_heads=2, head_dim=32, hidden_dim=256)
+
+
+@cache
+def model(family: str, type_: str) -> tuple[ModelSpec, Raw, dict[str, Quantised | F32]]:
+    spec = wide(FAMILIES[family]) if type_ in K_TYPES else FAMILIES[family]
+    raw: Raw = {}
+    for name, values in random_weights(spec).items():
+        kind = "F32" if values.ndim == 1 or name.endswith("router.weight") else type_
+        raw[name] = (kind, encode(kind, np.atleast_2d(values)))  # type: ignore[arg-type]
+    law = {name: quants.decode(kind, rows) for name, (kind, rows) in raw.items()}
+    vectors = {name for name in law if ".ln" in name or name.startswith("ln_")}
+    return spec, raw, {name: law[name][0] if name in vectors else law[name] for name in law}  # type: ignore[index]
+
+
+def reference_values(family: str, type_: str, kv_type: str) -> dict[str, Any]:
+    spec, _, weights = model(family, type_)
+    seen: dict[str, Any] = {}
+
+    def see(name: str, value: Any) -> None:
+        seen[name] = value.copy()
+
+    Reference(spec, weights, 64).forward(IDS, Cache(spec, kv_type), see)  # type: ignore[arg-type]
+    return seen
+
+
+def native_values(native: NativeModel, spec: ModelSpec, kv_type: str, cuts: list[int]) -> list[tuple[str, int, Any]]:
+    """(name, position of the step's first token, value) in the order seen."""
+    names = [tap.name for tap in taps(spec)]
+    cache = native.new_cache(4, 16, kv_type)
+    table = np.array([[2, 0, 3, 1]], np.int32)
+    seen: list[tuple[str, int, Any]] = []
+    start = 0
+    for n in cuts:
+        here = start
+
+        def see(name: str, value: Any, sequence: int, here: int = here) -> None:
+            assert sequence == (0 if name.endswith(("attn_scores", "pattern")) else -1)
+            seen.append((name, here, value.copy()))
+
+        steps = [np.array(x, np.int32) for x in (IDS[start : start + n], range(start, start + n), [0] * n, range(n))]
+        native.forward(cache, *steps[:3], table, steps[3], names, see)
+        start += n
+    return seen
+
+
+def first_difference(expected: Mapping[str, Any], found: list[tuple[str, int, Any]]) -> str | None:
+    """The first tap whose bits differ, or that was not seen; rows of experts are counted one after another."""
+    rows_done: dict[str, int] = {}
+    for name, start, value in found:
+        if name not in expected:
+            return f"{name} is unknown to the reference"
+        whole = expected[name]
+        if whole.ndim == 3 and name.endswith(("attn_scores", "pattern")):  # (H, T, S)
+            part = whole[:, start : start + value.shape[1], : value.shape[2]]
+        else:
+            done = rows_done.get(name, 0)
+            part = whole[done : done + len(value)]
+            rows_done[name] = done + len(value)
+        if value.shape != part.shape or value.dtype != part.dtype or value.tobytes() != part.tobytes():
+            return f"{name} at position {start}"
+    missing = set(expected) - {name for name, _, _ in found}
+    return f"{sorted(missing)[0]} was not seen" if missing else None
+
+
+@pytest.mark.parametrize("isa", available())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_value_has_the_bits_of_the_reference(family: str, isa: str) -> None:
+    spec, raw, _ = model(family, "Q4_1")
+    expected = reference_values(family, "Q4_1", "f16")
+    for threads, cuts in [(1, [37]), (2, [1, 16, 3, 17])]:
+        native = native_model(spec, raw, isa, threads)
+        assert first_difference(expected, native_values(native, spec, "f16", cuts)) is None
+
+
+@pytest.mark.parametrize("isa", available())
+@pytest.mark.parametrize("type_", [*TYPES, *K_TYPES])
+@pytest.mark.parametrize("family", ["llama-3.2-tied", "mixtral-window"])
+def test_every_weight_type_has_the_bits_of_the_reference(family: str, type_: str, isa: str) -> None:
+    spec, raw, _ = model(family, type_)
+    expected = reference_values(family, type_, "f32")
+    native = native_model(spec, raw, isa, 2)
+    assert first_difference(expected, native_values(native, spec, "f32", [20, 17])) is None
+
+
+@pytest.mark.parametrize("isa", available())
+@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+@pytest.mark.parametrize("family", SOME)
+def test_logits_do_not_depend_on_cut_mixture_threads_or_page(family: str, kv_type: str, isa: str) -> None:
+    spec, raw, weights = model(family, "Q4_1")
+    sequences = [IDS, IDS[5:9], IDS[3:33], IDS[:1], IDS[10:27]]
+    expected = [Reference(spec, weights, 64).forward(s, Cache(spec, kv_type)) for s in sequences]  # type: ignore[arg-type]
+    for threads in (1, 2, 3):
+        native = native_model(spec, raw, isa, threads)
+        for cuts, page_size in [([64], 16), ([1], 16), ([7, 1, 2], 32), ([1, 13, 5, 1], 48)]:
+            found = run(native, sequences, cuts, kv_type, page_size)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert ours.tobytes() == theirs.tobytes(), (threads, cuts, page_size)
+
+
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)])
+def test_long_sequences_keep_the_bits_over_splits_of_keys(window: int | None, heads: tuple[int, int]) -> None:
+    spec = replace(
+        FAMILIES["llama-2"], n_layers=1, n_heads=heads[0], n_kv_heads=heads[1], sliding_window=window, max_context=1024
+    )
+    rng = np.random.default_rng(3)
+    raw: Raw = {name: ("F32", np.atleast_2d(w).view(np.uint8)) for name, w in random_weights(spec).items()}
+    ids = rng.integers(0, spec.vocab_size, 777).tolist()
+    expected = Reference(spec, random_weights(spec)).forward(ids, Cache(spec, "f16"))
+    for isa in available():
+        for threads in (1, 2, 3):
+            native = native_model(spec, raw, isa, threads, context=1024)
+            (whole,) = run(native, [ids], [512, 1, 1, 120, 1], "f16", 64)
+            assert whole.tobytes() == expected.tobytes(), (isa, threads)
+
+
+def altered(value: Any) -> Any:
+    """Another value of the same shape: for expert indices the neighbours, else squares with their signs."""
+    return (value ^ 1 if value.dtype == np.int32 else value * np.abs(value)).astype(value.dtype)
+
+
+@pytest.mark.parametrize("family", ["llama-3.1", "mixtral"])
+def test_a_replaced_value_has_the_effect_that_it_has_in_the_reference(family: str) -> None:
+    spec, raw, weights = model(family, "Q8_0")
+    native = native_model(spec, raw, available()[-1], 2)
+    ids = IDS[:6]
+    places = [np.array(x, np.int32) for x in (ids, range(6), [0] * 6)]
+    plain = native.forward(native.new_cache(1, 16, "f32"), *places, np.zeros((1, 1), np.int32), places[1])
+    for tap in taps(spec):
+        expected = Reference(spec, weights).forward(
+            ids, on_tap=lambda name, value, tap=tap: altered(value) if name == tap.name else None
+        )
+
+        def change(name: str, value: Any, sequence: int) -> None:
+            value[...] = altered(value)
+
+        cache = native.new_cache(1, 16, "f32")
+        found = native.forward(cache, *places, np.zeros((1, 1), np.int32), places[1], [tap.name], change)
+        assert found.tobytes() == expected.tobytes(), tap.name
+        seen = "experts." not in tap.name
+        assert not seen or found.tobytes() != plain.tobytes(), f"{tap.name} changed nothing"
