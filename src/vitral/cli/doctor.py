@@ -25,7 +25,7 @@ def doctor(as_json: AsJson = False) -> None:
     chosen = native.choose(settings.isa)
     verdicts = {isa: native.self_test(isa) for isa in native.available()}
     machine: dict[str, Any] = {
-        "vitral": metadata.version("vitral"),
+        "vitral": _version(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "instruction set": f"{chosen} ({'VITRAL_ISA asks for it' if settings.isa else 'the fastest available'})",
@@ -47,6 +47,13 @@ def doctor(as_json: AsJson = False) -> None:
         console.print("[green]all kernels give the law's bits[/green]" if passed else "[red]a kernel is wrong[/red]")
     if not passed:
         raise typer.Exit(1)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("vitral")
+    except metadata.PackageNotFoundError:
+        return "run from its source folder, not installed"
 
 
 def _json(verdict: Verdict | None) -> dict[str, object] | None:

@@ -20,7 +20,6 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer brings a
 app = typer.Typer(
     name="vitral",
     help="Run Llama, Mistral and Mixtral models here, see inside them, and get the same bits every time.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -45,7 +44,7 @@ def main() -> None:
 
 def _code() -> int:
     try:
-        return app(standalone_mode=False) or 0
+        return app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
     except typer.Exit as done:
         return done.exit_code
     except (VitralError, _UsageError) as error:

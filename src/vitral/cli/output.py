@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["AsJson", "console", "facts", "print_json", "progress_bar", "size_text", "table", "tell"]
 
@@ -28,26 +29,28 @@ def print_json(value: object) -> None:
 
 def tell(line: str) -> None:
     """A line about what is happening, on standard error."""
-    _notes.print(line, style="dim", highlight=False, markup=False)
+    _notes.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def facts(title: str, rows: Mapping[str, object]) -> None:
     """Names and values in two columns."""
     grid = Table(
-        title=title, show_header=False, box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0)
+        title=Text(title), show_header=False, box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0)
     )
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in rows.items():
-        grid.add_row(f"[dim]{name}[/dim]", str(value))
+        grid.add_row(name, Text(str(value)))  # Text: what a file says is never read as markup
     console.print(grid)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[str] = ()) -> None:
     """A table; the columns named in `numbers` are set to the right."""
-    grid = Table(title=title, title_justify="left", title_style="bold")
+    grid = Table(title=Text(title), title_justify="left", title_style="bold")
     for name in columns:
         grid.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*[str(cell) for cell in row])
+        grid.add_row(*[Text(str(cell)) for cell in row])
     console.print(grid)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitral.cli.output import AsJson, facts, print_json, size_text, table
+from vitral.cli.output import AsJson, facts, print_json, size_text
 
 __all__ = ["show"]
 
@@ -56,24 +56,11 @@ def show(
     }
     if digest:
         rows["digest"] = found["digest"]
-    facts(str(checkpoint.metadata.get("general.name") or model), rows)
     moe = f"{spec.moe.n_experts_per_token} of {spec.moe.n_experts} experts" if spec.moe else "dense"
-    table(
-        "Architecture",
-        ["dim", "layers", "heads", "kv heads", "head dim", "hidden", "vocabulary", "context", "window", "rope", "kind"],
-        [
-            (
-                spec.dim,
-                spec.n_layers,
-                spec.n_heads,
-                spec.n_kv_heads,
-                spec.head_dim,
-                spec.hidden_dim,
-                spec.vocab_size,
-                spec.max_context,
-                spec.sliding_window or "all",
-                spec.rope.scaling,
-                moe,
-            )
-        ],
-    )
+    rows |= {
+        "layers": f"{spec.n_layers} of dim {spec.dim}, hidden {spec.hidden_dim}, {moe}",
+        "heads": f"{spec.n_heads}, sharing {spec.n_kv_heads} of keys and values; head dim {spec.head_dim}",
+        "vocabulary": f"{spec.vocab_size:,}",
+        "context": f"{spec.max_context:,} tokens, window {spec.sliding_window or 'all'}, rope scaling {spec.rope.scaling}",
+    }
+    facts(str(checkpoint.metadata.get("general.name") or model), rows)
