@@ -96,6 +96,9 @@ def _from_hub(store: Store, name: str, progress: Progress) -> Path:
     try:
         info = HfApi().model_info(repo, files_metadata=True)
         files = _choose(name, [file.rfilename for file in info.siblings or []], wanted)
+        for file in files:
+            if file.startswith("/") or "\\" in file or ".." in file.split("/"):
+                raise HubError(f"{name} lists a file {file!r} that lies outside its folder: nothing was fetched")
         digests = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs}
         partial = (
             store.home / "partial" / repo.replace("/", "--")
