@@ -63,9 +63,9 @@ void Model::attend(Run& run, int64_t i) {
     longest = std::max(longest, part.position + part.n);
   }
   for (std::vector<float>& s : scratch_) s.resize(std::max<size_t>(s.size(), attention_scratch(longest)));
-  // Few blocks: one task for each query head, so that all threads have work.
+  // One task for all heads that share keys, unless that leaves threads without work.
   const int64_t n_blocks = static_cast<int64_t>(blocks.size());
-  const int64_t share = n_blocks * K >= 2 * pool_.size() ? G : 1, per_block = H / share;
+  const int64_t share = n_blocks * K >= pool_.size() ? G : 1, per_block = H / share;
   const int64_t n_tasks = n_blocks * per_block;
   auto work = [&](int64_t n, int worker) {
     const Task& task = blocks[n_blocks - 1 - n / per_block];  // the longest first

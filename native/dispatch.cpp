@@ -79,6 +79,8 @@ const Kernels& kernels_for(const std::string& name) {
   static const std::vector<Kernels> tables = [] {
     std::vector<Kernels> made(instruction_sets().size());
     for (size_t i = 0; i < made.size(); ++i) {
+      // Filling a table is itself code of its instruction set: elsewhere an illegal instruction.
+      if (!instruction_sets()[i].available) continue;
       if (instruction_sets()[i].name == "scalar") scalar::fill_table(made[i]);
 #if defined(__x86_64__)
       if (instruction_sets()[i].name == "avx2") avx2::fill_table(made[i]);

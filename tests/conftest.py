@@ -10,13 +10,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="session")
-def data_dir() -> Path:
+def find_data() -> Path:
     """The public data sets for development: VITRAL_DATA, or ../shared/data beside the project."""
     path = Path(os.environ.get("VITRAL_DATA") or ROOT.parent / "shared" / "data")
     if not path.is_dir():
         pytest.skip(f"the data sets are not at {path}: set VITRAL_DATA to where they are")
     return path
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The public data sets, or the test is skipped."""
+    return find_data()
 
 
 @pytest.fixture(scope="session")

@@ -37,15 +37,39 @@ void store_kv(const float* k, const float* v, KvType type, int head_dim, int slo
   }
 }
 
-// Scores of N queries over the 16 keys of a block.
-template <KvType K, int N>
-inline void score_block(const float* const* q, const uint8_t* keys, int head_dim, F* out) {
-  for (int n = 0; n < N; ++n) out[n] = zero();
-  for (int d = 0; d < head_dim; ++d) {
-    F k = load_kv<K>(keys, d * 16);
+// How much work is in flight at once: with 32 registers of 16 floats, up to 16 sums. A chain of fma
+// waits 4 cycles for itself, so fewer than 8 chains leave the two multipliers idle.
+#if defined(__AVX512F__)
+constexpr int key_blocks_for(int queries) { return queries == 1 ? 8 : queries <= 4 ? 4 : 2; }
+constexpr int vectors_for(int queries) { return queries <= 4 ? 4 : 2; }
+#else
+constexpr int key_blocks_for(int queries) { return queries == 1 ? 4 : queries <= 3 ? 2 : 1; }
+constexpr int vectors_for(int queries) { return queries == 1 ? 4 : queries <= 3 ? 2 : 1; }
+#endif
+
+// Scores of N queries over B blocks of 16 keys.
+template <KvType K, int N, int B>
+inline void score_blocks(const float* const* q, const uint8_t* const* keys, int head_dim, F (*out)[B]) {
+  F sum[N][B];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) out[n] = fma(set1(q[n][d]), k, out[n]);
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) sum[n][b] = zero();
+  for (int d = 0; d < head_dim; ++d) {
+    F k[B];
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) k[b] = load_kv<K>(keys[b], d * 16);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      F x = set1(q[n][d]);
+#pragma GCC unroll 8
+      for (int b = 0; b < B; ++b) sum[n][b] = fma(x, k[b], sum[n][b]);
+    }
   }
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) out[n][b] = sum[n][b];
 }
 
 // Lanes whose position is outside [low, high] become minus infinity.
@@ -81,29 +105,33 @@ inline void normalise(float* row, int64_t begin, int64_t end, float most) {
 // patterns[n] is where position `base` of query n lies.
 template <KvType K, int N, int V>
 inline void mix_tile(const float* const* patterns, int64_t base, int64_t low, int64_t high, const KvView& c, int d, float* const* z) {
-  F sum[N][V];
   for (int n = 0; n < N; ++n)
-    for (int v = 0; v < V; ++v) sum[n][v] = zero();
+    for (int v = 0; v < V; ++v) store(z[n] + d + v * 16, zero());
+  const int64_t row = c.head_dim * kv_size(c.type);
   for (int64_t start = low / kSplit * kSplit; start <= high; start += kSplit) {
     F part[N][V];
-    for (int n = 0; n < N; ++n)
-      for (int v = 0; v < V; ++v) part[n][v] = zero();
-    const int64_t from = start < low ? low : start, to = start + kSplit - 1 < high ? start + kSplit - 1 : high;
-    for (int64_t p = from; p <= to; ++p) {
-      const uint8_t* values = value_row(c, p);
-      F x[V];
-      for (int v = 0; v < V; ++v) x[v] = load_kv<K>(values, d + v * 16);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) {
-        F w = set1(patterns[n][p - base]);
-        for (int v = 0; v < V; ++v) part[n][v] = fma(w, x[v], part[n][v]);
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) part[n][v] = zero();
+    const int64_t to = start + kSplit - 1 < high ? start + kSplit - 1 : high;
+    for (int64_t p = start < low ? low : start; p <= to;) {  // page by page
+      const int64_t page_end = p / c.page_size * c.page_size + c.page_size, end = page_end <= to ? page_end : to + 1;
+      for (const uint8_t* values = value_row(c, p); p < end; ++p, values += row) {
+        F x[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) x[v] = load_kv<K>(values, d + v * 16);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+          F w = set1(patterns[n][p - base]);
+#pragma GCC unroll 8
+          for (int v = 0; v < V; ++v) part[n][v] = fma(w, x[v], part[n][v]);
+        }
       }
     }
     for (int n = 0; n < N; ++n)
-      for (int v = 0; v < V; ++v) sum[n][v] = add(sum[n][v], part[n][v]);
+      for (int v = 0; v < V; ++v) store(z[n] + d + v * 16, add(load(z[n] + d + v * 16), part[n][v]));
   }
-  for (int n = 0; n < N; ++n)
-    for (int v = 0; v < V; ++v) store(z[n] + d + v * 16, sum[n][v]);
 }
 
 // The same for dimensions that do not fill a vector.
@@ -134,10 +162,14 @@ inline void mix_rest(const float* pattern, int64_t base, int64_t low, int64_t hi
 template <KvType K, int N>
 inline void mix_queries(const float* const* patterns, int64_t base, int64_t low, int64_t high, const KvView& c, float* const* z) {
   int d = 0;
-  for (; d + 32 <= c.head_dim; d += 32) mix_tile<K, N, 2>(patterns, base, low, high, c, d, z);
+  constexpr int V = vectors_for(N);
+  for (; d + V * 16 <= c.head_dim; d += V * 16) mix_tile<K, N, V>(patterns, base, low, high, c, d, z);
   for (; d + 16 <= c.head_dim; d += 16) mix_tile<K, N, 1>(patterns, base, low, high, c, d, z);
   for (int n = 0; d < c.head_dim && n < N; ++n) mix_rest<K>(patterns[n], base, low, high, c, d, z[n]);
 }
+
+template <int n>
+struct Blocks { static constexpr int count = n; };
 
 template <KvType K, int N>
 inline void attend(const float* const* q, float* const* z, const int64_t* position, int64_t window, const KvView& c, float* scratch) {
@@ -156,15 +188,23 @@ inline void attend(const float* const* q, float* const* z, const int64_t* positi
     most[n] = set1(-__builtin_inff());
   }
   const F root = set1(root_of(c.head_dim));
-  for (int64_t p = begin; p < end; p += 16) {
-    F s[N];
-    score_block<K, N>(q, key_block(c, p), c.head_dim, s);
-    for (int n = 0; n < N; ++n) {
-      F seen = only_seen(mul(s[n], root), p, first_seen(position[n], window), position[n]);
-      store(rows[n] + p - begin, seen);
-      most[n] = max(seen, most[n]);
-    }
-  }
+  auto score = [&](int64_t p, auto blocks) {
+    constexpr int B = decltype(blocks)::count;
+    const uint8_t* keys[B];
+    for (int b = 0; b < B; ++b) keys[b] = key_block(c, p + b * 16);
+    F s[N][B];
+    score_blocks<K, N, B>(q, keys, c.head_dim, s);
+    for (int n = 0; n < N; ++n)
+      for (int b = 0; b < B; ++b) {
+        F seen = only_seen(mul(s[n][b], root), p + b * 16, first_seen(position[n], window), position[n]);
+        store(rows[n] + p + b * 16 - begin, seen);
+        most[n] = max(seen, most[n]);
+      }
+  };
+  constexpr int B = key_blocks_for(N);
+  int64_t p = begin;
+  for (; p + B * 16 <= end; p += B * 16) score(p, Blocks<B>{});
+  for (; p < end; p += 16) score(p, Blocks<1>{});
   for (int n = 0; n < N; ++n) normalise(rows[n], begin, end, largest(most[n]));
   mix_queries<K, N>(patterns, begin, low, high, c, z);
 }
@@ -176,7 +216,7 @@ inline void attention_of(const Queries& a, const KvView& c, float* scratch) {
     const float* q[kQueryTile];
     float* z[kQueryTile];
     int64_t position[kQueryTile];
-    const int n = total - start >= 8 ? 8 : total - start >= 4 ? 4 : total - start >= 2 ? 2 : 1;
+    const int n = total - start >= 8 ? 8 : total - start >= 4 ? 4 : total - start;
     for (int i = 0; i < n; ++i) {
       const int token = (start + i) / a.group, head = (start + i) % a.group;
       q[i] = a.q + token * a.stride + head * c.head_dim;
@@ -185,6 +225,7 @@ inline void attention_of(const Queries& a, const KvView& c, float* scratch) {
     }
     if (n == 8) attend<K, 8>(q, z, position, a.window, c, scratch);
     else if (n == 4) attend<K, 4>(q, z, position, a.window, c, scratch);
+    else if (n == 3) attend<K, 3>(q, z, position, a.window, c, scratch);
     else if (n == 2) attend<K, 2>(q, z, position, a.window, c, scratch);
     else attend<K, 1>(q, z, position, a.window, c, scratch);
     start += n;
@@ -200,11 +241,12 @@ void attention(const Queries& a, const KvView& c, float* scratch) {
 void scores_of(const float* q, const KvView& c, int64_t position, int64_t window, float* out) {
   const F root = set1(root_of(c.head_dim));
   for (int64_t p = 0; p <= position; p += 16) {
-    F s;
-    if (c.type == KvType::f32) score_block<KvType::f32, 1>(&q, key_block(c, p), c.head_dim, &s);
-    else score_block<KvType::f16, 1>(&q, key_block(c, p), c.head_dim, &s);
+    const uint8_t* keys = key_block(c, p);
+    F s[1][1];
+    if (c.type == KvType::f32) score_blocks<KvType::f32, 1, 1>(&q, &keys, c.head_dim, s);
+    else score_blocks<KvType::f16, 1, 1>(&q, &keys, c.head_dim, s);
     float x[16];
-    store(x, only_seen(mul(s, root), p, first_seen(position, window), position));
+    store(x, only_seen(mul(s[0][0], root), p, first_seen(position, window), position));
     for (int64_t i = 0; i < 16 && p + i <= position; ++i) out[p + i] = x[i];
   }
 }

@@ -185,7 +185,7 @@ class LanguageModel:
         anything else that cannot be served.
 
         >>> model.generate("Once upon a time", max_tokens=8).text
-        ', there was a little gir'
+        ', there was a little girl'
         >>> again = model.generate("Once upon a time", max_tokens=8, temperature=1.0, seed=7)
         >>> again.text == model.generate("Once upon a time", max_tokens=8, temperature=1.0, seed=7).text
         True
