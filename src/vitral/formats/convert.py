@@ -24,11 +24,13 @@ from vitral.formats.dialect_hf import hf_config
 from vitral.formats.gguf import GgufFile
 from vitral.formats.gguf_write import TensorToWrite, write_gguf
 from vitral.formats.mapping import gguf_name, hf_name
+from vitral.formats.mixes import Planned, plan_types
 from vitral.formats.quantize import TensorError, encode, quantize_tensor
-from vitral.formats.quants import TYPES, TypeInfo, WeightType, type_info
+from vitral.formats.quants import TYPES, TypeInfo, WeightType
 from vitral.formats.safetensors import TYPES_ALLOWED, ToWrite, write_safetensors
 from vitral.formats.weights import U8, Tensor, Weights
 from vitral.model.law import F32
+from vitral.model.spec import ModelSpec
 
 __all__ = ["TokenizerFiles", "convert"]
 
@@ -94,9 +96,8 @@ class _Work:
     total: int
     errors: list[TensorError] = field(default_factory=list)
 
-    def read(self, tensor: Tensor, wanted: WeightType, asked: WeightType) -> U8:
-        """The rows of a tensor in the type `wanted`; `asked` is what the plan said before shapes were looked at."""
-        fallback = asked if asked != wanted else None
+    def read(self, tensor: Tensor, wanted: WeightType, fallback: WeightType | None = None) -> U8:
+        """The rows of a tensor in the type `wanted`, which stands in for `fallback` where that does not fit."""
         if wanted == tensor.type.name:
             raw = tensor.raw()
             error = TensorError(tensor.name, wanted, tensor.shape, tensor.type.bits_per_weight, 0.0, 0.0, 0.0)
@@ -125,7 +126,7 @@ def _to_gguf(
     tokenizer: TokenizerFiles | None,
 ) -> list[TensorError]:
     spec, weights = checkpoint.spec, checkpoint.weights
-    plan = _planned(weights, type)
+    plan = _planned(spec, weights, type)
     work = _Work(importance, progress, len(weights))
     groups: dict[str, list[str]] = {}
     for name in weights:
@@ -136,35 +137,35 @@ def _to_gguf(
         tensors.append(TensorToWrite("rope_freqs.weight", factors.shape, TYPES["F32"], lambda: factors.view(np.uint8)))
     for foreign, names in groups.items():
         some = [weights.take(name) for name in names]
-        kind, asked = _gguf_type(some, [plan[name] for name in names])
+        kind, fallback = _gguf_type(some, [plan[name] for name in names])
         shape = some[0].shape if foreign.find("_exps.") < 0 else (len(some), *some[0].shape)
-        tensors.append(TensorToWrite(foreign, shape, kind, _rows(work, some, kind.name, asked, spec.head_dim)))
+        tensors.append(TensorToWrite(foreign, shape, kind, _rows(work, some, kind.name, fallback, spec.head_dim)))
     weights.finish()
     dst.parent.mkdir(parents=True, exist_ok=True)
     write_gguf(dst, _metadata(checkpoint, type, tensors, tokenizer), tensors)
     return work.errors
 
 
-def _planned(weights: Weights, type: str | None) -> dict[str, WeightType]:
+def _planned(spec: ModelSpec, weights: Weights, type: str | None) -> dict[str, Planned]:
     if type is None:
-        return {name: tensor.type.name for name, tensor in weights.items()}
-    return {name: type_info(type).name for name in weights}
+        return {name: Planned(tensor.type.name) for name, tensor in weights.items()}
+    return plan_types(spec, type)
 
 
-def _gguf_type(some: Sequence[Tensor], planned: Sequence[WeightType]) -> tuple[TypeInfo, WeightType]:
-    """The type of a tensor of a GGUF file (its experts share one), and the type that was asked for."""
+def _gguf_type(some: Sequence[Tensor], planned: Sequence[Planned]) -> tuple[TypeInfo, WeightType | None]:
+    """The type of a tensor of a GGUF file (its experts share one), and the one that its rows forbade."""
     first = some[0]
     if len(first.shape) == 1 or first.name.endswith(".router.weight"):
-        return TYPES["F32"], "F32"
-    asked = planned[0] if len(set(planned)) == 1 else "F32"
-    return TYPES[asked], asked
+        return TYPES["F32"], None
+    one = planned[0] if len(set(planned)) == 1 else Planned("F32")
+    return TYPES[one.type], one.fallback_from
 
 
 def _rows(
-    work: _Work, some: Sequence[Tensor], wanted: WeightType, asked: WeightType, head_dim: int
+    work: _Work, some: Sequence[Tensor], wanted: WeightType, fallback: WeightType | None, head_dim: int
 ) -> Callable[[], U8]:
     def read() -> U8:
-        parts = [work.read(tensor, wanted, asked) for tensor in some]
+        parts = [work.read(tensor, wanted, fallback) for tensor in some]
         if some[0].name.endswith((".attn.q.weight", ".attn.k.weight")):
             return rows.halves_to_pairs(np.ascontiguousarray(parts[0]), head_dim)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
