@@ -47,6 +47,10 @@ class HashForward:
                 logits[wanted[i]] = self.expected(past.tolist())
         return logits
 
+    def with_hidden(self, batch: Batch) -> tuple[F32, F32]:
+        logits = self(batch)
+        return logits, np.ascontiguousarray(logits[:, :3])
+
     def expected(self, past: Sequence[int]) -> F32:
         digest = hashlib.sha256(np.asarray(past, np.int64).tobytes()).digest()
         logits = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little"))).standard_normal(

@@ -278,3 +278,28 @@ def test_a_drawn_seed_is_reported_and_gives_the_answer_again() -> None:
     with engine.answer([1, 2], SamplingParams(seed=answer.seed, **warm)) as again:  # type: ignore[arg-type]
         second = list(again)
     assert [e.token for e in first if isinstance(e, NewToken)] == [e.token for e in second if isinstance(e, NewToken)]
+
+
+def test_on_choice_sees_the_logits_of_each_token_and_changes_none() -> None:
+    seen: list[tuple[int, int]] = []
+    engine = Engine(HashForward(), context_length=64)
+    plain = run(engine, [([1, 2, 3], SamplingParams(max_tokens=5))])[0].tokens
+    request = engine.add(
+        [1, 2, 3],
+        SamplingParams(max_tokens=5),
+        on_choice=lambda position, row: seen.append((position, int(row.argmax()))),
+    )
+    while not engine.idle:
+        engine.step()
+    assert request == 1
+    assert seen == list(zip(range(2, 7), plain, strict=True))
+
+
+def test_on_hidden_sees_every_position_once_and_only_its_own_request() -> None:
+    engine = Engine(HashForward(), context_length=64, step_tokens=4)
+    seen: list[int] = []
+    engine.add([5] * 9, SamplingParams(max_tokens=3))
+    engine.add(list(range(1, 12)), SamplingParams(max_tokens=0), on_hidden=lambda position, row: seen.append(position))
+    while not engine.idle:
+        engine.step()
+    assert seen == list(range(11))

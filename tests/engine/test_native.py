@@ -138,3 +138,21 @@ def test_a_nan_in_the_weights_ends_the_request_with_an_error() -> None:
     e.add([1, 2, 3], COLD)
     (end,) = e.step()
     assert isinstance(end, Finished) and end.reason == "error" and "nan" in str(end.error)
+
+
+def test_final_hidden_states_give_the_logits_that_came_with_them() -> None:
+    e, spec = engine(("llama-3.1", "F32")), FAMILIES["llama-3.1"]
+    hidden: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
+    e.add(
+        [3, 1, 4, 1, 5],
+        SamplingParams(max_tokens=0),
+        on_hidden=lambda _, row: hidden.append(row.copy()),
+        on_logits=lambda _, row: logits.append(row.copy()),
+    )
+    while not e.idle:
+        e.step()
+    loaded = weights("llama-3.1", "F32")
+    name = "embed.weight" if spec.tied_embeddings else "unembed.weight"
+    matrix = loaded.tensors[name].dequantize().reshape(spec.vocab_size, spec.dim)
+    np.testing.assert_allclose(np.array(hidden) @ matrix.T, np.array(logits), rtol=1e-4, atol=1e-4)

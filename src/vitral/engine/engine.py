@@ -28,6 +28,7 @@ from vitral.engine.request import (
     Finished,
     FinishReason,
     NewToken,
+    OnHidden,
     OnLogits,
     PromptScored,
     Request,
@@ -128,16 +129,20 @@ class Engine:
         client: str = "",
         salt: bytes = b"",
         on_logits: OnLogits | None = None,
+        on_choice: OnLogits | None = None,
+        on_hidden: OnHidden | None = None,
     ) -> int:
         """Queue a request and return its id.
 
         `client` shares the machine fairly with other clients. `salt` parts the prefix cache: only
-        requests of equal salt find each other's pages. `on_logits` sees the logits of every position.
+        requests of equal salt find each other's pages. `on_logits` sees the logits of every position,
+        `on_choice` only those that a token of the answer is chosen from, `on_hidden` every position's final
+        hidden state.
 
         Raises RequestError for a prompt or parameters that cannot be served, ContextOverflow with the
         counts if prompt and answer do not fit.
         """
-        return self._new(prompt, params, client, salt, on_logits, mail=False).id
+        return self._new(prompt, params, client, salt, (on_logits, on_choice, on_hidden), mail=False).id
 
     def answer(
         self,
@@ -147,9 +152,11 @@ class Engine:
         client: str = "",
         salt: bytes = b"",
         on_logits: OnLogits | None = None,
+        on_choice: OnLogits | None = None,
+        on_hidden: OnHidden | None = None,
     ) -> Answer:
         """Like `add`, but the events go to the Answer returned; whoever reads it computes the steps."""
-        return Answer(self, self._new(prompt, params, client, salt, on_logits, mail=True))
+        return Answer(self, self._new(prompt, params, client, salt, (on_logits, on_choice, on_hidden), mail=True))
 
     def _new(
         self,
@@ -157,13 +164,13 @@ class Engine:
         params: SamplingParams,
         client: str,
         salt: bytes,
-        on_logits: OnLogits | None,
+        watchers: tuple[OnLogits | None, OnLogits | None, OnHidden | None],
         *,
         mail: bool,
     ) -> Request:
         most = self._fit(prompt, params)
         with self._intake_lock:
-            request = Request(self._next_id, prompt, params, most, client, salt, on_logits)
+            request = Request(self._next_id, prompt, params, most, client, salt, *watchers)
             self._next_id += 1
             self._requests[request.id] = request
             self._arrived.append(request)
@@ -254,7 +261,11 @@ class Engine:
         """One pass for all chunks. If it fails, each chunk alone: the bits are the same and the fault is found."""
         try:
             batch = assemble(chunks)
-            logits = self._forward(batch)
+            if any(chunk.request.on_hidden is not None for chunk in chunks):
+                logits, hidden = self._forward.with_hidden(batch)
+                _show_hidden(chunks, hidden)
+            else:
+                logits = self._forward(batch)
         except Exception as error:  # noqa: BLE001 - a fault ends the request that causes it, not the others
             if len(chunks) > 1:
                 return [event for chunk in chunks for event in self._compute([chunk])]
@@ -293,6 +304,8 @@ class Engine:
         if request.max_tokens == 0:
             self._scheduler.advance(chunk)
             return [*events, self._finish(request, "length")]
+        if request.on_choice is not None:
+            request.on_choice(chunk.end - 1, logits[-1])
         token = sampler.choose(request, logits[-1], largest[-1])
         score = None if params.logprobs is None else sampler.score(logits[-1], largest[-1], token, params.logprobs)
         self._scheduler.advance(chunk)
@@ -311,6 +324,16 @@ class Engine:
         with self._intake_lock:
             del self._requests[request.id]
         return Finished(request.id, reason, request.cached or 0, error)
+
+
+def _show_hidden(chunks: list[Chunk], hidden: F32) -> None:
+    """Hand the rows (R, C) of the wanted positions to the requests that asked for them."""
+    row = 0
+    for chunk in chunks:
+        for position in chunk.wanted:
+            if chunk.request.on_hidden is not None:
+                chunk.request.on_hidden(position, hidden[row])
+            row += 1
 
 
 def _typed(error: Exception, what: str) -> VitralError:

@@ -55,6 +55,10 @@ class Forward(Protocol):
         """Compute the tokens, keep their keys and values in the pages; logits (R, V) of the wanted ones."""
         ...
 
+    def with_hidden(self, batch: Batch) -> tuple[F32, F32]:
+        """The same logits, and the final hidden states (R, C) that they were computed from."""
+        ...
+
 
 def assemble(chunks: Sequence[Chunk]) -> Batch:
     """The arrays of a step, chunk after chunk."""

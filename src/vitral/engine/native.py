@@ -35,6 +35,20 @@ class NativeForward:
             self.cache, batch.ids, batch.positions, batch.sequence, batch.page_table, batch.wanted
         )
 
+    def with_hidden(self, batch: Batch) -> tuple[F32, F32]:
+        seen: list[F32] = []
+        logits = self.model.forward(
+            self.cache,
+            batch.ids,
+            batch.positions,
+            batch.sequence,
+            batch.page_table,
+            batch.wanted,
+            taps=["unembed.hook_in"],
+            on_tap=lambda _name, rows, _sequence: seen.append(np.array(rows, np.float32)),
+        )
+        return logits, seen[0]
+
 
 def native_model(spec: ModelSpec, weights: Weights, *, threads: int, isa: str, context_length: int) -> NativeModel:
     """Pack every tensor for this CPU; all are consumed. Rotary tables reach `context_length` positions."""

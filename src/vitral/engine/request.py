@@ -18,6 +18,7 @@ __all__ = [
     "FinishReason",
     "Finished",
     "NewToken",
+    "OnHidden",
     "OnLogits",
     "PromptScored",
     "Request",
@@ -31,6 +32,8 @@ MOST_LOGPROBS = 20  # alternatives reported per token, as in OpenAI's API
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 OnLogits = Callable[[int, F32], None]
 """Sees the position of a token and the logits (V,) that follow it, unmodified."""
+OnHidden = Callable[[int, F32], None]
+"""Sees the position of a token and its final hidden state (C,), after the last norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +158,9 @@ class Request:
 
     `ids` is the prompt and the answer so far; keys and values exist for the first `computed` of
     them, in `pages`; `keys` are the content keys of the full pages. `client` shares are fair;
-    `salt` parts the prefix cache (tenant, adapter, intervention). `seen` counts the positions whose
-    logits were reported, for a request that wants all of them.
+    `salt` parts the prefix cache (tenant, adapter, intervention). `on_choice` sees the logits that each
+    token of the answer is chosen from; unlike `on_logits` and `on_hidden` it asks for nothing to be
+    computed. `seen` counts the positions whose logits were reported, for a request that wants all of them.
     """
 
     id: int
@@ -166,6 +170,8 @@ class Request:
     client: str = ""
     salt: bytes = b""
     on_logits: OnLogits | None = None
+    on_choice: OnLogits | None = None
+    on_hidden: OnHidden | None = None
     seed: int = 0
     ids: list[int] = field(default_factory=list)
     counts: dict[int, int] = field(default_factory=dict)
@@ -204,7 +210,7 @@ class Request:
     @property
     def wants_every_position(self) -> bool:
         """Whether logits of the prompt are asked for, not only those that choose the next token."""
-        return self.on_logits is not None or self.params.prompt_logprobs is not None
+        return self.on_logits is not None or self.on_hidden is not None or self.params.prompt_logprobs is not None
 
 
 def _number(name: str, value: object, least: float, most: float) -> None:
