@@ -5,7 +5,12 @@
 #include <cstdint>
 #include <cstring>
 
+#define VITRAL_HALVES 1
+
 namespace vitral::VITRAL_ISA {
+
+template <int v>
+struct Vector { static constexpr int value = v; };
 
 struct F { __m256 a, b; };
 struct I { __m256i a, b; };

@@ -166,6 +166,8 @@ inline void panel_product(const Matrix& m, int64_t p, const Rows& a, const Terms
 
 #if defined(VITRAL_TILES)
 #include "matmul_tiles.h"
+#elif defined(VITRAL_HALVES)
+#include "../special/avx2_panels.h"
 #endif
 
 template <Type T>
@@ -173,6 +175,8 @@ void matmul_packed(const Matrix& m, const Rows& a, int64_t begin, int64_t end, f
   const Terms terms = find_terms<T>(a);
 #if defined(VITRAL_TILES)
   if (a.rows >= kTileRowsFrom) return matmul_tiles<T>(m, a, terms, begin, end, out, stride);
+#elif defined(VITRAL_HALVES)
+  return matmul_halves<T>(m, a, terms, begin, end, out, stride);
 #endif
   for (int64_t p = begin; p < end; ++p) {
     int64_t t = 0;
