@@ -28,7 +28,7 @@ _LLAMA_2 = ModelSpec(
 _LLAMA_31 = replace(
     _LLAMA_2,
     n_kv_heads=2,
-    rope=RopeSpec(500_000.0, "llama3", factor=8.0, original_context=32, low_freq_factor=1.0, high_freq_factor=4.0),
+    rope=RopeSpec(500_000.0, "llama3", factor=8.0, original_context=64, low_freq_factor=1.0, high_freq_factor=4.0),
 )
 _MISTRAL = replace(_LLAMA_2, n_kv_heads=2, sliding_window=7)
 FAMILIES: dict[str, ModelSpec] = {

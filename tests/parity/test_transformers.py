@@ -10,7 +10,6 @@ import pytest
 from tests.parity.families import FAMILIES, random_weights
 from vitral.model.law import F32
 from vitral.model.reference import Cache, Reference
-from vitral.model.rope import frequencies
 from vitral.model.spec import ModelSpec
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
@@ -61,8 +60,10 @@ def their_model(spec: ModelSpec, weights: dict[str, F32]) -> Any:
     assert set(ours) == set(state), set(ours) ^ set(state)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in ours.items()}, strict=False)
     if spec.rope.scaling == "factors":
-        turns = frequencies(spec.rope, spec.head_dim, spec.max_context).astype(np.float32)
-        model.model.rotary_emb.inv_freq = torch.from_numpy(turns)
+        assert spec.rope.factors is not None  # GGUF's rope_freqs: what llama.cpp divides each pair's speed by
+        pairs = torch.arange(0, spec.head_dim, 2, dtype=torch.float64) / spec.head_dim
+        turns = spec.rope.theta**-pairs / torch.tensor(spec.rope.factors, dtype=torch.float64)
+        model.model.rotary_emb.inv_freq = turns.float()
     return model.eval()
 
 
