@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*.* native/*/*.*)
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: help run test check build bench clean lock
+.PHONY: help run test check build bench docs clean lock
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -21,12 +21,18 @@ test: $(VENV)/.dev ## run all tests
 	@echo "make test: everything under tests/, and the examples in docstrings"
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
-check: $(VENV)/.dev ## format, lint, types, layers
-	@echo "make check: format, lint, types, import layers"
+check: $(VENV)/.dev ## format, lint, types, layers, snippets
+	@echo "make check: format, lint, types, import layers, what the documentation says"
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+	@$(PY) -m pytest tests/docs
+
+docs: $(VENV)/.dev ## write the generated pages and the README's picture again
+	@echo "make docs: docs/reference from the code, docs/session.svg from a real session"
+	@$(PY) -m tools.reference
+	@$(PY) -m tools.session
 
 build: $(VENV)/.dev ## compile the extension again after a change under native/
 	@echo "make build: done"

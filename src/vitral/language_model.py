@@ -159,6 +159,7 @@ class LanguageModel:
         *,
         messages: Messages | None = None,
         ids: Sequence[int] | None = None,
+        template: str | None = None,
         max_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -177,7 +178,8 @@ class LanguageModel:
         """Continue a text, answer messages, or continue ids: exactly one of the three.
 
         Text gets the special tokens that the model wants around it; control tokens written in it stay
-        plain text. Messages go through the model's chat template. Without a temperature the most likely
+        plain text. Messages go through the model's chat template, or through the one that `template` names
+        (ours, such as "llama2", or one of several that the checkpoint has). Without a temperature the most likely
         token is taken; `SamplingParams` explains the numbers. `stop` is one string or several, at which
         the answer ends; `ignore_eos` goes on behind the model's own end.
 
@@ -194,6 +196,7 @@ class LanguageModel:
             text,
             messages=messages,
             ids=ids,
+            template=template,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -220,6 +223,7 @@ class LanguageModel:
         *,
         messages: Messages | None = None,
         ids: Sequence[int] | None = None,
+        template: str | None = None,
         max_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -243,7 +247,7 @@ class LanguageModel:
         ...     "".join(stream) == stream.completion.text
         True
         """
-        prompt, continuing = self._prompt(text, messages, ids)
+        prompt, continuing = self._prompt(text, messages, ids, template)
         params = SamplingParams(
             temperature=temperature,
             top_k=top_k,
@@ -315,7 +319,9 @@ class LanguageModel:
             _raise_errors(answer)
         return losses
 
-    def _prompt(self, text: str | None, messages: Messages | None, ids: Sequence[int] | None) -> tuple[list[int], bool]:
+    def _prompt(
+        self, text: str | None, messages: Messages | None, ids: Sequence[int] | None, template: str | None
+    ) -> tuple[list[int], bool]:
         """The ids to read, and whether the answer goes on from text that is already there."""
         given = [name for name, value in (("text", text), ("messages", messages), ("ids", ids)) if value is not None]
         if len(given) != 1:
@@ -323,7 +329,9 @@ class LanguageModel:
                 f"{' and '.join(given) or 'nothing'} was given to generate from; allowed: one of text, messages, ids"
             )
         if messages is not None:
-            return self.tokenizer.encode_chat(messages), False
+            return self.tokenizer.encode_chat(messages, template=template), False
+        if template is not None:
+            raise RequestError(f"template {template!r} was given without messages; give messages, or leave it out")
         prompt = self.tokenizer.encode(text) if text is not None else [int(token) for token in ids or ()]
         return prompt, any(token not in self.tokenizer.special_ids for token in prompt)
 

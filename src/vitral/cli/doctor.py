@@ -13,11 +13,15 @@ import typer
 from vitral.cli.output import AsJson, console, facts, print_json, table
 from vitral.verdict import Verdict
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "version"]
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Report instruction sets, threads, memory and store, and test every kernel against the law."""
+    """Say what this machine offers, and test every kernel.
+
+    Instruction sets and which was chosen, threads, memory, the store; each usable instruction set is
+    compared with the reference. Exit code 1 if one of them computes anything else.
+    """
     from vitral import native
     from vitral.settings import read_settings
 
@@ -25,7 +29,7 @@ def doctor(as_json: AsJson = False) -> None:
     chosen = native.choose(settings.isa)
     verdicts = {isa: native.self_test(isa) for isa in native.available()}
     machine: dict[str, Any] = {
-        "vitral": _version(),
+        "vitral": version(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "instruction set": f"{chosen} ({'VITRAL_ISA asks for it' if settings.isa else 'the fastest available'})",
@@ -49,7 +53,8 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _version() -> str:
+def version() -> str:
+    """The installed version."""
     try:
         return metadata.version("vitral")
     except metadata.PackageNotFoundError:

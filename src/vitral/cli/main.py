@@ -1,20 +1,25 @@
 """`vitral`: one thin file per command; errors are one line and exit code 2.
 
 Exit codes: 0 done, 1 the answer is no (a failed self-test), 2 the caller must put something right,
-130 interrupted.
+130 interrupted. With --json, standard output holds one JSON document in every case: the answer, or
+`{"error": {"type": ..., "message": ...}}`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Annotated, Any
 
 import typer
 
 from vitral.cli import convert, doctor, models, perplexity, quantize, run, show, tokenize
+from vitral.cli.output import print_json
 from vitral.errors import VitralError
 
 __all__ = ["app", "main"]
 
+_INTERRUPTED = 130
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer brings a click of its own, unnamed
 
 app = typer.Typer(
@@ -37,26 +42,71 @@ app.command()(tokenize.tokenize)
 app.command()(doctor.doctor)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"vitral {doctor.version()}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 def main() -> None:
     """Run a command and end the process with its exit code."""
-    sys.exit(_code())
+    sys.exit(_code(sys.argv[1:]))
 
 
-def _code() -> int:
+def _code(args: list[str]) -> int:
     try:
-        return app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
+        code = app(args or ["--help"], prog_name="vitral", standalone_mode=False) or 0
+        sys.stdout.flush()  # here, where a reader that has gone is no traceback
+        if code == _INTERRUPTED:  # typer makes an exit code of it when a command was running
+            raise KeyboardInterrupt
+        return code
     except typer.Exit as done:
         return done.exit_code
-    except (VitralError, _UsageError) as error:
-        text = str(error) if isinstance(error, VitralError) else error.format_message()  # type: ignore[attr-defined]
-        sys.stderr.write("error: " + " ".join(text.split()) + "\n")
-        return 2
+    except _UsageError as error:
+        return _refused(args, "UsageError", _usage(error))
+    except VitralError as error:
+        return _refused(args, type(error).__name__, str(error))
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("\n")
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone
-        sys.stderr.close()
+        sys.stderr.write("\ninterrupted\n")
+        return _INTERRUPTED
+    except (BrokenPipeError, SystemExit):  # such as `| head`; typer makes a SystemExit of it when a command prints
+        _drop_output()
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written to
+        where = f"{error.filename}: " if error.filename else ""
+        return _refused(args, "OSError", f"{where}{error.strerror or error}; free it, or give another path")
+
+
+def _refused(args: list[str], kind: str, message: str) -> int:
+    line = " ".join(message.split())
+    try:
+        if "--json" in args[: args.index("--")] if "--" in args else "--json" in args:
+            print_json({"error": {"type": kind, "message": line}})
+        sys.stdout.flush()
+    except OSError:  # it may be standard output itself that failed; the line below still says so
+        _drop_output()
+    sys.stderr.write(f"error: {line}\n")
+    return 2
+
+
+def _usage(error: Any) -> str:
+    """What was wrong with the options, and where the right ones stand."""
+    path = error.ctx.command_path if error.ctx else "vitral"
+    return f"{error.format_message().rstrip('.')}; see: {path} --help"
+
+
+def _drop_output() -> None:
+    """Nothing more can be written, and Python's own last flush should not try."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

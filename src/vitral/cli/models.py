@@ -16,7 +16,10 @@ def pull(
     name: Annotated[str, typer.Argument(help="A short name (smollm2:135m) or hf:owner/name[:file].")],
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a model and compare it with its promised digest; a broken download resumes."""
+    """Fetch a model and verify its digest.
+
+    A broken download resumes where it stopped. HF_ENDPOINT names a mirror of the Hub.
+    """
     from vitral import hub
 
     path = hub.pull(name, tell)
@@ -27,7 +30,7 @@ def pull(
 
 
 def list_models(as_json: AsJson = False) -> None:
-    """List the models in the store, and the short names that can be fetched."""
+    """List fetched models and known short names."""
     from vitral import hub
 
     entries = hub.store().entries()

@@ -18,7 +18,15 @@ __all__ = ["AsJson", "console", "facts", "print_json", "progress_bar", "size_tex
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead.")]
 
-console = Console()
+
+class _Terminal(Console):
+    """A console that leaves it to the command line what a broken pipe means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+console = _Terminal()
 _notes = Console(stderr=True)
 
 
@@ -56,9 +64,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Any]:
-    """A bar on standard error; call what it gives with (done, all)."""
+    """A bar on standard error, if that is a terminal; call what it gives with (done, all)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_notes, transient=True) as bar:
+    with Progress(*columns, console=_notes, transient=True, disable=not _notes.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

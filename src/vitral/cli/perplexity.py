@@ -23,13 +23,15 @@ def perplexity(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the perplexity of a text by sliding windows."""
+    """Measure how well a model predicts a text, by sliding windows."""
     import vitral
 
     try:
         text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{file} cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise RequestError(f"{file} cannot be read: {error.strerror}; give a text file") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{file} is not UTF-8 text at byte {error.start}; give one that is") from None
     with vitral.load(model, threads=threads) as loaded, progress_bar("windows") as bar:
         ids = loaded.tokenizer.encode(text)
         size = window or min(512, loaded.context_length)
@@ -40,4 +42,11 @@ def perplexity(
     if as_json:
         print_json({"window": size, "stride": step, **asdict(found)})
     else:
-        facts(f"{file.name}, windows of {size} every {step}", asdict(found))
+        facts(
+            f"{file.name}, windows of {size} every {step}",
+            {
+                "perplexity": f"{found.value:.4f}",
+                "mean loss": f"{found.mean_nll:.6f} nats a token",
+                "tokens": f"{found.tokens:,} in {found.windows:,} windows",
+            },
+        )

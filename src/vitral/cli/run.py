@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+LONGEST_ANSWER = 512  # tokens, unless asked otherwise
 FIRST_QUESTION = "What is a stained-glass window? Answer in two sentences."
 _COMMANDS = {
     "/system TEXT": "set the system message and begin again",
@@ -31,7 +32,12 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as plain text, without a chat template.")
     ] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
+    template: Annotated[
+        str | None, typer.Option(help="The chat template, for a model that brings none: llama2, chatml ...")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The longest answer, in tokens (512, or what the context leaves).")
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from the k most likely; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the most likely that sum to p.")] = 1.0,
@@ -42,7 +48,11 @@ def run(
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Chat with a model; without a terminal, answer standard input, or a first question."""
+    """Chat with a model, or answer once.
+
+    With --prompt, or without a terminal, one answer goes to standard output; the question may come on
+    standard input. Defaults are greedy: the same question gives the same answer.
+    """
     import vitral
 
     sampling = {
@@ -55,25 +65,38 @@ def run(
         "seed": seed,
     }
     interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    if prompt is None and not interactive:
-        prompt = sys.stdin.read().strip() if sys.stdin and not sys.stdin.isatty() else ""
-        if not prompt:
-            prompt = FIRST_QUESTION
-            tell(f"no question was given, so here is one: {prompt}")
+    if raw and (system is not None or template is not None):
+        raise RequestError("--system and --template have no place in --raw text; leave them or --raw out")
+    if raw and interactive:
+        raise RequestError("--raw continues a text, and there is none; add --prompt TEXT")
     with vitral.load(model, threads=threads, context_length=context) as loaded:
         if interactive:
-            _chat(loaded, model, system, sampling)
+            _chat(loaded, model, system, template, sampling)
         else:
-            _answer_once(loaded, str(prompt), system, raw, sampling, as_json)
+            _answer_once(loaded, prompt or _question(), system, raw, template, sampling, as_json)
+
+
+def _question() -> str:
+    """What standard input asks, or a question of ours, said aloud."""
+    asked = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().strip()
+    if not asked:
+        tell(f"no question was given, so here is one: {FIRST_QUESTION}")
+    return asked or FIRST_QUESTION
 
 
 def _answer_once(
-    model: LanguageModel, prompt: str, system: str | None, raw: bool, sampling: dict[str, Any], as_json: bool
+    model: LanguageModel,
+    prompt: str,
+    system: str | None,
+    raw: bool,
+    template: str | None,
+    sampling: dict[str, Any],
+    as_json: bool,
 ) -> None:
-    if raw and system is not None:
-        raise RequestError("--system has no place in --raw text; leave one of them out")
-    given: dict[str, Any] = {"text": prompt} if raw else {"messages": _opening(system) + [_message("user", prompt)]}
-    with model.stream(**given, **sampling) as stream:
+    given: dict[str, Any] = {"text": prompt}
+    if not raw:
+        given = {"messages": _opening(system) + [_message("user", prompt)], "template": template}
+    with model.stream(**given, **_bounded(model, given, sampling)) as stream:
         for piece in stream:
             if not as_json:
                 sys.stdout.write(piece)
@@ -101,7 +124,7 @@ def _answer_once(
         tell(f"(stopped after {done.usage.completion} tokens; --max-tokens allows more)")
 
 
-def _chat(model: LanguageModel, name: str, system: str | None, sampling: dict[str, Any]) -> None:
+def _chat(model: LanguageModel, name: str, system: str | None, template: str | None, sampling: dict[str, Any]) -> None:
     console.print(f"[bold]{name}[/bold]  {model.context_length} tokens of context. /help shows the commands.")
     messages = _opening(system)
     while True:
@@ -125,15 +148,19 @@ def _chat(model: LanguageModel, name: str, system: str | None, sampling: dict[st
                 for text, meaning in _COMMANDS.items():
                     console.print(f"  {text:14}{meaning}", markup=False, highlight=False)
             case _:
-                messages.append(_message("user", line))
-                messages.append(_message("assistant", _reply(model, messages, sampling)))
+                asked = [*messages, _message("user", line)]
+                if (answer := _reply(model, asked, template, sampling)) is not None:
+                    messages = [*asked, _message("assistant", answer)]
 
 
-def _reply(model: LanguageModel, messages: list[dict[str, str]], sampling: dict[str, Any]) -> str:
-    """Stream an answer; Ctrl-C ends it and keeps what was said."""
+def _reply(
+    model: LanguageModel, messages: list[dict[str, str]], template: str | None, sampling: dict[str, Any]
+) -> str | None:
+    """Stream an answer. Ctrl-C ends it and keeps what was said; None if there can be no answer."""
     said = ""
+    given: dict[str, Any] = {"messages": messages, "template": template}
     try:
-        with model.stream(messages=messages, **sampling) as stream:
+        with model.stream(**given, **_bounded(model, given, sampling)) as stream:
             for piece in stream:
                 said += piece
                 sys.stdout.write(piece)
@@ -141,9 +168,22 @@ def _reply(model: LanguageModel, messages: list[dict[str, str]], sampling: dict[
     except KeyboardInterrupt:
         sys.stdout.write(" [stopped]")
     except RequestError as error:
-        sys.stdout.write(f"error: {error}; /reset begins again")
+        tell(f"error: {error}; /reset begins again")
+        return None
     sys.stdout.write("\n")
     return said
+
+
+def _bounded(model: LanguageModel, given: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
+    """The sampling with a longest answer that fits, where none was asked for."""
+    if sampling["max_tokens"] is not None:
+        return sampling
+    prompt = (
+        model.tokenizer.encode(given["text"])
+        if "text" in given
+        else model.tokenizer.encode_chat(given["messages"], template=given["template"])
+    )
+    return {**sampling, "max_tokens": max(1, min(LONGEST_ANSWER, model.context_length - len(prompt)))}
 
 
 def _opening(system: str | None) -> list[dict[str, str]]:

@@ -19,7 +19,10 @@ def show(
     digest: Annotated[bool, typer.Option("--digest", help="Read all tensors and print their digest.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a model's architecture, parameters, weight types, memory and licence tag."""
+    """Show what a model is and what it needs.
+
+    Architecture, parameters in all and active for a token, weight types, memory, licence tag.
+    """
     from vitral import hub
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.model.arithmetic import kv_bytes, parameters

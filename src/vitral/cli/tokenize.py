@@ -21,7 +21,10 @@ def tokenize(
     bare: Annotated[bool, typer.Option("--bare", help="Don't add the tokens that begin and end a text.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the tokens of a text: id, piece, and the characters they stand for."""
+    """Show which tokens a text becomes.
+
+    For each its id, its piece of the vocabulary, and the characters of the text that it stands for.
+    """
     from vitral import hub
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.language_model import tokenizer_of

@@ -90,6 +90,9 @@ def _from_hub(store: Store, name: str, progress: Progress) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    # requests, httpx or httpx2 carries the bytes, by its version: the root of that library's errors.
+    transport_error: type[Exception] = HfHubHTTPError.__bases__[0]
+
     repo, _, wanted = name.removeprefix("hf:").partition(":")
     if repo.count("/") != 1:
         raise ModelNotFound(f"{name!r} is not hf:owner/name or hf:owner/name:file")
@@ -112,9 +115,11 @@ def _from_hub(store: Store, name: str, progress: Progress) -> Path:
                 except DigestMismatch:
                     path.unlink()
                     raise
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (transport_error, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HubError(f"{name} could not be fetched: {text[:300]}") from error
+        raise HubError(
+            f"{name} could not be fetched: {text[:300]}; check name and network, or set HF_ENDPOINT"
+        ) from error
     with store.staging() as folder:
         staged = folder / "files"
         for file in files:

@@ -220,7 +220,10 @@ class Tokenizer:
         source = chat.choose_template(self.templates, self.specials, self.chat_format, tools=tools)
         if source is None:
             ours = ", ".join(chat.built_in_names())
-            raise TemplateError(f"the checkpoint has no chat template; name the one it was trained with: {ours}")
+            raise TemplateError(
+                f"the checkpoint has no chat template; name the one it was trained with (template, --template): {ours}; "
+                "or have plain text continued (text, --raw)"
+            )
         return source
 
     def _token_texts(self) -> dict[str, str]:

@@ -1,0 +1,86 @@
+"""Writes what the code knows into docs/reference: commands, weight types. `python -m tools.reference`."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from vitral.cli.main import app
+from vitral.formats.mixes import MIXES, plan_types
+from vitral.formats.quants import TYPES
+from vitral.model.presets import preset
+
+__all__ = ["FOLDER", "pages"]
+
+FOLDER = Path(__file__).parent.parent / "docs" / "reference"
+
+_HEAD = """# Command line
+
+Written by `make docs` from the commands themselves; a test compares the two.
+
+A model is given as a path to a file or folder of any layout, as a short name that `vitral list` shows, or as `hf:owner/name`, with `:file` behind it to choose among several. What the store lacks is fetched.
+
+Every command takes `--json`: standard output then holds one JSON document in every case, the answer or `{"error": {"type": ..., "message": ...}}`. Notes and progress go to standard error. [Exit codes](errors.md#exit-codes), [environment variables](environment.md).
+"""
+
+
+def pages() -> dict[str, str]:
+    """Every page that holds something generated, by file name, as it ought to be."""
+    found = {"cli.md": _cli()}
+    text = (FOLDER / "layouts-and-types.md").read_text("utf-8")
+    for mark, part in {"types": _types(), "mixes": _mixes()}.items():
+        before, rest = text.split(f"<!-- {mark} -->\n")
+        text = f"{before}<!-- {mark} -->\n{part}\n{rest[rest.index(f'<!-- /{mark} -->') :]}"
+    return found | {"layouts-and-types.md": text}
+
+
+def _types() -> str:
+    rows = [f"| {t.name} | {t.block} | {t.bytes_per_block} | {t.bits_per_weight:g} |" for t in TYPES.values()]
+    return "\n".join(["| type | weights in a block | bytes of a block | bits a weight |", "|---|---|---|---|", *rows])
+
+
+def _mixes() -> str:
+    spec = preset("llama-3.1-8b")
+    rows = []
+    for name in MIXES:
+        used: dict[str, None] = dict.fromkeys(planned.type for planned in plan_types(spec, name).values())
+        rows.append(f"| {name} | {', '.join(type_ for type_ in used if type_ != 'F32')} |")
+    return "\n".join(["| mix | types in Llama 3.1 8B |", "|---|---|", *rows])
+
+
+def _cli() -> str:
+    root = get_command(app)
+    return "\n".join([_HEAD, *_options(root, "vitral"), *_commands(root, "vitral")]).rstrip() + "\n"
+
+
+def _commands(group: Any, path: str) -> list[str]:
+    lines: list[str] = []
+    for name, command in group.commands.items():
+        full = f"{path} {name}"
+        lines += [f"## {full}", "", inspect.cleandoc(command.help or ""), ""]
+        if hasattr(command, "commands"):
+            lines += [line.replace("## ", "### ", 1) for line in _commands(command, full)]
+            continue
+        context = command.make_context(full, [], resilient_parsing=True)
+        lines += [f"```\n{full} {' '.join(command.collect_usage_pieces(context))}\n```", ""]
+        lines += _options(command, full)
+    return lines
+
+
+def _options(command: Any, path: str) -> list[str]:
+    context = command.make_context(path, [], resilient_parsing=True)
+    records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+    rows = [(_cell(name), _cell(text)) for name, text in filter(None, records) if name != "--help"]
+    return ["| | |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in rows), ""]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, "utf-8")
