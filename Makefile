@@ -51,6 +51,10 @@ clean: ## remove what was built and installed
 	@rm -rf $(VENV) build
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
+	  || { echo "make: $(PYTHON) is older than 3.11; name a newer one: make run PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c "import os, sysconfig; os.stat(sysconfig.get_path('include') + '/Python.h')" 2>/dev/null \
+	  || { echo "make: Python's headers are missing; install python3-dev (or python3-devel)"; exit 2; }
 	@echo "make: creating the environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -U pip

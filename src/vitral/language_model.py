@@ -138,7 +138,9 @@ class LanguageModel:
         self.close()
 
     def logits(self, ids: Sequence[int]) -> F32:
-        """Logits (T, V), float32, after each of T tokens.
+        """Logits (T, V), float32, after each of T tokens: row t says what follows token t.
+
+        Raises RequestError for no ids or one outside the vocabulary, ContextOverflow for too many.
 
         >>> logits = model.logits(model.tokenizer.encode("Once upon a time"))
         >>> logits.shape[1] == model.spec.vocab_size
@@ -276,9 +278,10 @@ class LanguageModel:
     ) -> Perplexity:
         """How well the model predicts a text, given as text or ids.
 
-        Windows of `window` tokens (512, or the context if shorter) begin every `stride` tokens (half a window if not said); in each, the
-        tokens that no window before scored are scored with all before them in the window as context.
-        The first token of a window is never scored. `on_window(done, all)` sees the progress.
+        Windows of `window` tokens (512, or the context if shorter) begin every `stride` tokens (half a
+        window if not said); in each, the tokens that no window before scored are scored with all before
+        them in the window as context. The first token of a window is never scored.
+        `on_window(done, all)` sees the progress.
 
         >>> round(model.perplexity("Lily and Ben are friends. They like to play in the park.").value, 2)
         1.84

