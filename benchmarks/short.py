@@ -27,8 +27,6 @@ from vitral.hub import resolve
 from vitral.settings import read_settings
 
 _TURNS = 3
-_PREFILL = 512
-_ANSWER = 64
 _READ_BYTES = 256 << 20
 
 
@@ -67,13 +65,13 @@ def streaming_read(threads: int) -> float:
         return _READ_BYTES / (time.perf_counter() - began) / 1e9
 
 
-def measure(name: str, threads: int) -> list[Figure]:
-    """All figures of a model."""
+def measure(name: str, threads: int, prompt_tokens: int = 512, answer_tokens: int = 64) -> list[Figure]:
+    """All figures of a model; prompts are random ids."""
     path = resolve(name)
     weight_bytes = open_checkpoint(path).weights.n_bytes()
     before = resident_bytes()
     began = time.perf_counter()
-    model = vitral.load(path, threads=threads, context_length=_PREFILL + _ANSWER)
+    model = vitral.load(path, threads=threads, context_length=prompt_tokens + answer_tokens)
     load_s = time.perf_counter() - began
     draw = np.random.default_rng(0)
 
@@ -91,22 +89,22 @@ def measure(name: str, threads: int) -> list[Figure]:
 
     def decode(_: int) -> float:
         reads.append(streaming_read(threads))
-        timings = model.generate(ids=ids(16), max_tokens=_ANSWER, ignore_eos=True).timings
+        timings = model.generate(ids=ids(16), max_tokens=answer_tokens, ignore_eos=True).timings
         assert timings.first_token_s is not None
-        decodes.append((_ANSWER - 1) / (timings.total_s - timings.first_token_s))
+        decodes.append((answer_tokens - 1) / (timings.total_s - timings.first_token_s))
         return decodes[-1]
 
     with model:
-        prefill = [_PREFILL / seconds for seconds in _measured(lambda _: first_token(_PREFILL))]
+        prefill = [prompt_tokens / seconds for seconds in _measured(lambda _: first_token(prompt_tokens))]
         short = _measured(lambda _: first_token(16))
         decoded = _measured(decode)
         resident = resident_bytes()
     shares = [100 * rate * weight_bytes / 1e9 / read for rate, read in zip(decodes, reads, strict=True)][1:]
     return [
         _figure("load and pack", "s", [load_s]),
-        _figure(f"prefill of {_PREFILL} tokens", "tokens/s", prefill),
+        _figure(f"prefill of {prompt_tokens} tokens", "tokens/s", prefill),
         _figure("first token after 16", "ms", [1000 * seconds for seconds in short]),
-        _figure(f"decode, {_ANSWER} tokens", "tokens/s", decoded),
+        _figure(f"decode, {answer_tokens} tokens", "tokens/s", decoded),
         _figure("streaming read, same moment", "GB/s", reads[1:]),
         _figure("weights read by decode, of that", "%", shares),
         _figure("resident memory over the file", "x", [(resident - before) / weight_bytes]),

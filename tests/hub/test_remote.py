@@ -68,6 +68,13 @@ def test_an_absent_mirror_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_mirror_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    done = pull(tmp_path, "http://127.0.0.1:9")  # nobody listens at the port `discard`
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "HF_ENDPOINT" in line
+
+
 def test_a_repository_of_many_files_asks_which() -> None:
     files = ["a.Q4_0.gguf", "a.Q8_0.gguf", "README.md"]
     with pytest.raises(ModelNotFound, match="after a colon"):
