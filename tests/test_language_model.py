@@ -25,6 +25,7 @@ class ByteTokenizer:
 
     eos_ids = special_ids = frozenset({END})
     vocab_size = END + 1
+    space = SpaceRule.NEVER
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

@@ -40,6 +40,8 @@ class Completion:
     logprobs: one entry for each of token_ids, or None if not asked for. prompt_logprobs: one for each
         of prompt_ids but the first.
     finish_reason: "stop" (a stop token or string), "length" (max_tokens or the context) or "cancelled".
+    conforms: whether the text fulfils the constraint; None without one. False where max_tokens, the
+        context or a stop string cut it short.
     seed: the one in use, drawn if none was given; with `params` and `prompt_ids` it gives the same answer.
     """
 
@@ -53,6 +55,7 @@ class Completion:
     params: SamplingParams
     usage: Usage
     timings: Timings
+    conforms: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from vitral.completion import Completion, Perplexity, StopStrings, Timings, Usag
 from vitral.engine import sampler
 from vitral.engine.engine import Answer, Engine
 from vitral.engine.forward import Forward
+from vitral.engine.grammar import Constraint, Grammars, Matcher
 from vitral.engine.request import (
     Event,
     Finished,
@@ -39,7 +40,7 @@ from vitral.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from vitral.formats.canonical import Checkpoint
 
-__all__ = ["LanguageModel", "Stream", "load", "tokenizer_of"]
+__all__ = ["Constraint", "LanguageModel", "Stream", "load", "tokenizer_of"]
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -100,7 +101,7 @@ class LanguageModel:
     """A model that generates. Several threads may use it at once: their requests share the steps.
 
     `spec` says what the model is, `tokenizer` turns text into ids and back, `engine` runs requests of
-    ids, `context_length` is the most tokens of prompt and answer.
+    ids, `context_length` is the most tokens of prompt and answer, `grammars` starts constraints.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class LanguageModel:
         self.spec = spec
         self.tokenizer = tokenizer
         self.context_length = context_length
+        self.grammars = Grammars(tokenizer, spec.vocab_size)
         self._engine: Engine | None = Engine(
             forward, context_length=context_length, step_tokens=step_tokens, prefix_cache=prefix_cache
         )
@@ -176,6 +178,7 @@ class LanguageModel:
         ignore_eos: bool = False,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> Completion:
         """Continue a text, answer messages, or continue ids: exactly one of the three.
 
@@ -183,7 +186,8 @@ class LanguageModel:
         plain text. Messages go through the model's chat template, or through the one that `template` names
         (ours, such as "llama2", or one of several that the checkpoint has). Without a temperature the most likely
         token is taken; `SamplingParams` explains the numbers. `stop` is one string or several, at which
-        the answer ends; `ignore_eos` goes on behind the model's own end.
+        the answer ends; `ignore_eos` goes on behind the model's own end. `constraint` holds the answer to
+        a form; log-probabilities stay those of the model without it.
 
         Raises ContextOverflow if prompt and max_tokens do not fit the context, RequestError for
         anything else that cannot be served.
@@ -213,6 +217,7 @@ class LanguageModel:
             ignore_eos=ignore_eos,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            constraint=constraint,
         )
         with stream:
             for _ in stream:
@@ -240,6 +245,7 @@ class LanguageModel:
         ignore_eos: bool = False,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> Stream:
         """Like `generate`, but gives the text in pieces as they become certain.
 
@@ -266,7 +272,10 @@ class LanguageModel:
             prompt_logprobs=prompt_logprobs,
         )
         stops = StopStrings([stop] if isinstance(stop, str) else stop)
-        return Stream(self.engine, self.tokenizer, prompt, params, stops, continuing=continuing)
+        matcher = None
+        if constraint is not None:
+            matcher = self.grammars.start(constraint, stop_ids=params.stop_ids, continuing=continuing)
+        return Stream(self.engine, self.tokenizer, prompt, params, stops, matcher, continuing=continuing)
 
     def perplexity(
         self,
@@ -349,11 +358,12 @@ class Stream(Iterator[str]):
         prompt: list[int],
         params: SamplingParams,
         stops: StopStrings,
+        matcher: Matcher | None,
         *,
         continuing: bool,
     ) -> None:
         self._began = time.perf_counter()
-        self._answer = engine.answer(prompt, params)
+        self._answer = engine.answer(prompt, params, constraint=matcher)
         self._decoder = tokenizer.stream(continuing=continuing)
         self._vocab_size = tokenizer.vocab_size
         self._stops = stops
@@ -363,6 +373,7 @@ class Stream(Iterator[str]):
         self._scores: list[TokenScore] = []
         self._prompt_scores: tuple[TokenScore, ...] | None = None
         self._first_token_s: float | None = None
+        self._conforms: bool | None = None if matcher is None else False
         self._completion: Completion | None = None
 
     @property
@@ -410,14 +421,16 @@ class Stream(Iterator[str]):
                 self._prompt_scores = scores
             case NewToken(_, token, score):
                 piece = self._token(token, score)
-            case Finished(_, reason, _, error):
+            case Finished(_, reason, _, error, conforms):
                 if error is not None:
                     raise error
+                self._conforms = conforms
                 piece = self._stops.push(self._decoder.finish()) + self._stops.finish()
                 ended = reason
         self._text += piece
         if self._stops.stopped:
             ended = "stop"
+            self._conforms = None if self._conforms is None else False  # the text was cut
         if ended is not None:
             self._end(ended)
         return piece
@@ -446,6 +459,7 @@ class Stream(Iterator[str]):
             params=self._params,
             usage=Usage(len(self._prompt), self._answer.cached, len(self._tokens)),
             timings=Timings(self._first_token_s, time.perf_counter() - self._began),
+            conforms=self._conforms,
         )
 
 

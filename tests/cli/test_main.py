@@ -132,6 +132,18 @@ def test_run_without_a_question_answers_one(smollm2: Path) -> None:
     assert json.loads(done.stdout)["usage"]["completion"] == 4
 
 
+def test_run_holds_its_answer_to_a_json_schema(smollm2: Path, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"sky": {"enum": ["blue", "red"]}}, "required": ["sky"]}
+    (tmp_path / "sky.json").write_text(json.dumps(schema | {"additionalProperties": False}))
+    args = ("run", str(smollm2), "--prompt", "What colour is the sky?")
+    found = json.loads(vitral(*args, "--json", "--json-schema", str(tmp_path / "sky.json")).stdout)
+    assert found["conforms"] is True
+    assert json.loads(found["text"])["sky"] in ("blue", "red")
+    (tmp_path / "bad.json").write_text('{"not": {}}')
+    assert "#/not" in refused(*args, "--json-schema", str(tmp_path / "bad.json"))
+    assert "none.json" in refused(*args, "--json-schema", str(tmp_path / "none.json"))
+
+
 def test_show_counts_the_parameters(smollm2: Path) -> None:
     found = json.loads(vitral("show", str(smollm2), "--json").stdout)
     assert found["parameters"]["total"] == found["parameters"]["active"] == 134_515_008

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +13,7 @@ from vitral.cli.output import AsJson, console, print_json, tell
 from vitral.errors import RequestError
 
 if TYPE_CHECKING:
+    from vitral.engine.grammar import Constraint
     from vitral.language_model import LanguageModel
 
 __all__ = ["run"]
@@ -44,6 +47,9 @@ def run(
     min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out what is below p of the most likely.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 repeats less.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text, always.")] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="A file with a JSON schema that every answer shall fulfil.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
     as_json: AsJson = False,
@@ -55,7 +61,8 @@ def run(
     """
     import vitral
 
-    sampling = {
+    sampling: dict[str, Any] = {
+        "constraint": None if json_schema is None else _constraint(json_schema),
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -84,6 +91,18 @@ def _question() -> str:
     return asked or FIRST_QUESTION
 
 
+def _constraint(path: Path) -> Constraint:
+    from vitral.engine.grammar import Constraint
+
+    try:
+        schema = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RequestError(f"--json-schema {path}: {error.strerror}; give a file with a JSON schema") from None
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"--json-schema {path} is no JSON: {error}") from None
+    return Constraint.json_schema(schema)
+
+
 def _answer_once(
     model: LanguageModel,
     prompt: str,
@@ -107,6 +126,7 @@ def _answer_once(
             {
                 "text": done.text,
                 "finish_reason": done.finish_reason,
+                "conforms": done.conforms,
                 "seed": done.seed,
                 "prompt_ids": done.prompt_ids,
                 "token_ids": done.token_ids,

@@ -33,6 +33,7 @@ from vitral.engine.request import (
     PromptScored,
     Request,
     SamplingParams,
+    TokenConstraint,
 )
 from vitral.engine.scheduler import Chunk, Scheduler
 from vitral.errors import ContextOverflow, RequestError, SettingsError, VitralError
@@ -131,6 +132,7 @@ class Engine:
         on_logits: OnLogits | None = None,
         on_choice: OnLogits | None = None,
         on_hidden: OnHidden | None = None,
+        constraint: TokenConstraint | None = None,
     ) -> int:
         """Queue a request and return its id.
 
@@ -138,11 +140,12 @@ class Engine:
         requests of equal salt find each other's pages. `on_logits` sees the logits of every position,
         `on_choice` only those that a token of the answer is chosen from, `on_hidden` every position's final
         hidden state.
+        `constraint` is asked for each token which ones are allowed; it belongs to this request alone.
 
         Raises RequestError for a prompt or parameters that cannot be served, ContextOverflow with the
         counts if prompt and answer do not fit.
         """
-        return self._new(prompt, params, client, salt, (on_logits, on_choice, on_hidden), mail=False).id
+        return self._new(prompt, params, client, salt, (on_logits, on_choice, on_hidden), constraint, mail=False).id
 
     def answer(
         self,
@@ -154,9 +157,12 @@ class Engine:
         on_logits: OnLogits | None = None,
         on_choice: OnLogits | None = None,
         on_hidden: OnHidden | None = None,
+        constraint: TokenConstraint | None = None,
     ) -> Answer:
         """Like `add`, but the events go to the Answer returned; whoever reads it computes the steps."""
-        return Answer(self, self._new(prompt, params, client, salt, (on_logits, on_choice, on_hidden), mail=True))
+        return Answer(
+            self, self._new(prompt, params, client, salt, (on_logits, on_choice, on_hidden), constraint, mail=True)
+        )
 
     def _new(
         self,
@@ -165,12 +171,13 @@ class Engine:
         client: str,
         salt: bytes,
         watchers: tuple[OnLogits | None, OnLogits | None, OnHidden | None],
+        constraint: TokenConstraint | None,
         *,
         mail: bool,
     ) -> Request:
         most = self._fit(prompt, params)
         with self._intake_lock:
-            request = Request(self._next_id, prompt, params, most, client, salt, *watchers)
+            request = Request(self._next_id, prompt, params, most, client, salt, *watchers, constraint)
             self._next_id += 1
             self._requests[request.id] = request
             self._arrived.append(request)
@@ -312,7 +319,9 @@ class Engine:
         request.ids.append(token)
         request.counts[token] = request.counts.get(token, 0) + 1
         events.append(NewToken(request.id, token, score))
-        if token in params.stop_ids:
+        if request.constraint is not None and token not in params.stop_ids:
+            request.constraint.take(token)
+        if token in params.stop_ids or (request.constraint is not None and request.constraint.ended):
             events.append(self._finish(request, "stop"))
         elif request.answered == request.max_tokens:
             events.append(self._finish(request, "length"))
@@ -323,7 +332,8 @@ class Engine:
         self._scheduler.remove(request)
         with self._intake_lock:
             del self._requests[request.id]
-        return Finished(request.id, reason, request.cached or 0, error)
+        conforms = None if request.constraint is None else reason != "error" and request.constraint.complete
+        return Finished(request.id, reason, request.cached or 0, error, conforms)
 
 
 def _show_hidden(chunks: list[Chunk], hidden: F32) -> None:

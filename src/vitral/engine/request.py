@@ -7,7 +7,10 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitral.errors import RequestError, VitralError
 from vitral.model.law import F32
@@ -24,6 +27,7 @@ __all__ = [
     "Request",
     "SamplingParams",
     "State",
+    "TokenConstraint",
     "TokenScore",
 ]
 
@@ -132,15 +136,41 @@ class PromptScored:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request's end. `error` is set when the reason is "error"; `cached` counts prompt tokens not computed anew."""
+    """A request's end. `error` is set when the reason is "error"; `cached` counts prompt tokens not computed anew.
+
+    `conforms` says whether the answer fulfils the request's constraint; None without one.
+    """
 
     request_id: int
     reason: FinishReason
     cached: int
     error: VitralError | None
+    conforms: bool | None = None
 
 
 Event = NewToken | PromptScored | Finished
+
+
+class TokenConstraint(Protocol):
+    """What one answer may go on with; `vitral.engine.grammar` has the real one. What it raises ends the request."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which tokens may come next, (V,)."""
+        ...
+
+    def take(self, token: int) -> None:
+        """The answer goes on with this token, which does not end it."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether it must."""
+        ...
 
 
 class State(Enum):
@@ -172,6 +202,7 @@ class Request:
     on_logits: OnLogits | None = None
     on_choice: OnLogits | None = None
     on_hidden: OnHidden | None = None
+    constraint: TokenConstraint | None = None
     seed: int = 0
     ids: list[int] = field(default_factory=list)
     counts: dict[int, int] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 Order of the steps, each leaving out what its parameter does not ask for:
 
+0. Tokens that the request's constraint forbids get minus infinity.
 1. `logit_bias` is added.
 2. Repetition penalty (CTRL, arXiv 1909.05858, as in Hugging Face): a positive logit of a token of
    prompt or answer is divided by it, another one multiplied.
@@ -54,11 +55,23 @@ def not_finite(logits: F32, largest: int, position: int) -> NumericalError | Non
 def choose(request: Request, logits: F32, largest: int) -> int:
     """The next token of a request from its logits (V,), of which `largest` is the largest."""
     params = request.params
+    if request.constraint is not None:
+        allowed = request.constraint.allowed()
+        if params.temperature == 0 and not params.changes_logits and allowed[largest]:
+            return largest
+        logits = np.where(allowed, logits, np.float32(-np.inf))
+        largest = int(np.argmax(logits))
+        if logits[largest] == -np.inf:
+            raise RequestError(
+                "the constraint leaves no token to go on with: the vocabulary cannot spell what it asks for"
+            )
     if params.temperature == 0 and not params.changes_logits:
         return largest
     adjusted = adjust(logits, params, request.ids, request.counts)
     if adjusted.max() == -math.inf:
-        raise RequestError("logit_bias forbids every token; allowed: at least one token without minus infinity")
+        raise RequestError(
+            "logit_bias forbids every token that could come next; allowed: at least one token without minus infinity"
+        )
     if params.temperature == 0:
         return int(np.argmax(adjusted))
     return draw(adjusted, params, uniform(request.seed, len(request.ids)))
