@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
+PORT ?= 8000
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*.* native/*/*.*)
 export PIP_PROGRESS_BAR ?= off
 
@@ -12,10 +13,11 @@ export PIP_PROGRESS_BAR ?= off
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-run: $(VENV)/.installed ## build, fetch the embedded model (98 MB, once) and talk to it
-	@echo "make run: SmolLM2-135M-Instruct on this machine"
+# bash -m gives the server a process group of its own: Ctrl-C reaches it alone, it drains, and make ends with 0 as it does.
+run: $(VENV)/.installed ## build, fetch the embedded model (98 MB, once) and serve it
+	@echo "make run: SmolLM2-135M-Instruct behind an OpenAI-compatible server; Ctrl-C stops it"
 	@$(VENV)/bin/vitral pull smollm2:135m
-	@$(VENV)/bin/vitral run smollm2:135m
+	@bash -mc '$(VENV)/bin/vitral serve smollm2:135m --port $(PORT); exit $$?'
 
 test: $(VENV)/.dev ## run all tests
 	@echo "make test: everything under tests/, and the examples in docstrings"

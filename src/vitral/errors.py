@@ -14,6 +14,11 @@ VitralError                     anything that is the caller's to put right
 ├── RequestError                a generation request that cannot be served as asked
 │   └── ContextOverflow           prompt and answer do not fit the context
 ├── NumericalError              the model computed something that is not a number
+├── ServiceError                the server cannot do it now; the request itself may be fine
+│   ├── EngineLost                the process that computes died or is not back yet
+│   ├── Overloaded                more work is queued than the server takes on
+│   ├── ShuttingDown              the server is on its way out
+│   └── RecordStoreError          records cannot be written, so no answer may be given
 └── HubError                    a model that cannot be found, fetched or verified
     ├── ModelNotFound             no such path, short name or repository
     └── DigestMismatch            the bytes are not the ones that were promised
@@ -26,13 +31,18 @@ from __future__ import annotations
 __all__ = [
     "ContextOverflow",
     "DigestMismatch",
+    "EngineLost",
     "FormatError",
     "HardwareError",
     "HubError",
     "ModelNotFound",
     "NumericalError",
+    "Overloaded",
+    "RecordStoreError",
     "RequestError",
+    "ServiceError",
     "SettingsError",
+    "ShuttingDown",
     "SpecError",
     "TemplateError",
     "TensorMismatch",
@@ -98,6 +108,30 @@ class ContextOverflow(RequestError):
 
 class NumericalError(VitralError):
     """The model computed something that is not a number, so there is no next token."""
+
+
+class ServiceError(VitralError):
+    """The server cannot do it now; the same request may work later."""
+
+
+class EngineLost(ServiceError):
+    """The process that computes died, or is not back yet."""
+
+
+class Overloaded(ServiceError):
+    """More work is queued than the server takes on; `retry_after_s` says when to come back."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ShuttingDown(ServiceError):
+    """The server is on its way out and takes no new work."""
+
+
+class RecordStoreError(ServiceError):
+    """Records cannot be written, so no answer may be given."""
 
 
 class HubError(VitralError):

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitral.cli import convert, doctor, models, perplexity, quantize, run, show, tokenize
+from vitral.cli import convert, doctor, models, perplexity, quantize, replay, run, serve, show, tokenize
 from vitral.cli.output import print_json
 from vitral.errors import VitralError
 
@@ -31,6 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run.run)
+app.command()(serve.serve)
+app.command()(replay.replay)
 app.command()(show.show)
 app.command()(models.pull)
 app.command("list")(models.list_models)

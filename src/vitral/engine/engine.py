@@ -117,6 +117,11 @@ class Engine:
         self._step_lock = threading.Lock()  # held by the thread that computes
 
     @property
+    def forward(self) -> Forward:
+        """The model that computes."""
+        return self._forward
+
+    @property
     def idle(self) -> bool:
         """Nothing is left to compute."""
         with self._intake_lock:

@@ -1,0 +1,92 @@
+"""`vitral serve`: an OpenAI-compatible server on one or more models."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitral.cli.output import AsJson, console, print_json
+from vitral.errors import SettingsError
+
+__all__ = ["serve"]
+
+
+def serve(
+    models: Annotated[list[str] | None, typer.Argument(help="Paths, short names, or hf:owner/name.")] = None,
+    host: Annotated[str, typer.Option(help="Off loopback a key is needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    new_key: Annotated[str | None, typer.Option(help="Make an API key of this name, print it once, and end.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where keys, records and files live.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
+    records: Annotated[
+        str | None, typer.Option(help="Database of records: sqlite:///FILE or postgresql+psycopg://...")
+    ] = None,
+    content: Annotated[str, typer.Option(help="Token ids in records: ids, hashed, or none.")] = "ids",
+    keep_days: Annotated[
+        int | None, typer.Option(min=1, help="Days that records' bodies are kept; for ever if not said.")
+    ] = None,
+    queue_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of work taken on at once; more get 429.")
+    ] = None,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds that running answers have when told to stop.")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Serve models over HTTP as OpenAI's and Anthropic's clients expect."""
+    from vitral.serve.access import KeyRing
+    from vitral.serve.native_worker import WorkerOptions
+    from vitral.serve.server import ServerOptions
+    from vitral.serve.server import serve as run
+    from vitral.serve.service import Limits
+    from vitral.settings import read_settings
+
+    folder = folder or read_settings().home / "serve"
+    if new_key is not None:
+        key = KeyRing(folder / "keys.json").add(new_key)
+        if as_json:
+            print_json({"name": new_key, "key": key})
+        else:
+            console.print(f"{key}\n[dim]It is shown this once; only its hash is kept.[/dim]", highlight=False)
+        return
+    if content not in ("ids", "hashed", "none"):
+        raise SettingsError(f"--content is {content!r}; allowed: ids, hashed, none")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for noisy in ("uvicorn.error", "alembic", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    names = models or ["smollm2:135m"]
+
+    def tell(url: str) -> None:
+        if as_json:
+            print_json({"url": url, "models": names})
+        else:
+            console.print(_welcome(url, names[0]), highlight=False, markup=False, soft_wrap=True)
+
+    run(
+        ServerOptions(
+            models=[WorkerOptions(name, threads=threads, context_length=context) for name in names],
+            folder=folder,
+            host=host,
+            port=port,
+            records_url=records,
+            content=content,  # type: ignore[arg-type]
+            keep_days=keep_days,
+            queue_tokens=queue_tokens,
+            limits=Limits(drain_s=drain),
+        ),
+        tell,
+    )
+
+
+def _welcome(url: str, model: str) -> str:
+    from vitral.serve.models import public_name
+
+    question = '{"role": "user", "content": "What is a prism?"}'
+    body = f'{{"model": "{public_name(model)}", "messages": [{question}], "max_tokens": 60}}'
+    return (
+        f"Vitral serves {public_name(model)} at {url}/v1 - try:\n\n"
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{body}'\n\n"
+        "Ctrl-C stops it."
+    )

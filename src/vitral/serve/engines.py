@@ -1,0 +1,122 @@
+"""What the server knows of an engine: one small protocol, token ids on both sides.
+
+The native worker speaks it today. Another OpenAI-compatible server or a replica elsewhere can: what it cannot do it
+leaves out of `Facts.can`, and the server refuses what needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from vitral.engine.request import FinishReason, SamplingParams, TokenScore
+from vitral.errors import VitralError
+
+__all__ = ["Ability", "Ask", "Ended", "EngineEvent", "Facts", "Hidden", "ModelEngine", "OnEvent", "Scored", "Token"]
+
+Ability = Literal["generate", "prompt_logprobs", "hidden", "digests", "replay", "constraints", "adapters"]
+Pooling = Literal["mean", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One sequence to compute.
+
+    client: whose turn it is. salt: parts the prefix cache. digests: whether each token comes with the digest of the
+    logits it was chosen from. pooling: give the final hidden state instead of tokens. constraint: the text that
+    `vitral.engine.grammar` compiles. adapter: the name of a loaded adapter.
+    """
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    client: str = ""
+    salt: bytes = b""
+    digests: bool = False
+    pooling: Pooling | None = None
+    constraint: str | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The answer grew by a token."""
+
+    token: int
+    score: TokenScore | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of all prompt tokens but the first."""
+
+    scores: tuple[TokenScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """The pooled final hidden state (C,), as it is."""
+
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event. `error` says why if the reason is "error"; `cached` prompt tokens were not computed anew."""
+
+    reason: FinishReason
+    cached: int = 0
+    error: VitralError | None = None
+
+
+EngineEvent = Token | Scored | Hidden | Ended
+OnEvent = Callable[[EngineEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an engine is. `digests` of weights; `kernels` chosen and why; `memory` in bytes by use."""
+
+    context_length: int
+    vocab_size: int
+    cache_tokens: int
+    can: frozenset[Ability]
+    digests: Mapping[str, str | None] = field(default_factory=dict)
+    kernels: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+
+class ModelEngine(Protocol):
+    """Computes sequences. All calls come from one event loop; `submit` and `cancel` return at once."""
+
+    @property
+    def facts(self) -> Facts:
+        """What it is; the last known facts while it is away."""
+        ...
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it takes work now."""
+        ...
+
+    @property
+    def deaths(self) -> int:
+        """How often it went away by itself since the server began."""
+        ...
+
+    def submit(self, ask: Ask, on_event: OnEvent) -> int:
+        """Queue a sequence and return its number. The last event is always an Ended. Raises EngineLost if it is away."""
+        ...
+
+    def cancel(self, number: int) -> None:
+        """End a sequence at its next step; late calls do nothing."""
+        ...
+
+    async def start(self) -> None:
+        """Be ready to work, or raise what stands in the way."""
+        ...
+
+    async def close(self) -> None:
+        """Let everything go."""
+        ...

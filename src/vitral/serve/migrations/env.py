@@ -1,0 +1,8 @@
+"""Runs the migrations on the connection that `vitral.serve.store` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+context.configure(connection=context.config.attributes["connection"], transaction_per_migration=False)
+context.run_migrations()

@@ -1,0 +1,92 @@
+"""The models that the server serves: for each an engine, a tokenizer, and what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitral.formats.checkpoint import open_checkpoint
+from vitral.hub import resolve
+from vitral.language_model import tokenizer_of
+from vitral.serve.engines import Ability, Facts, ModelEngine
+from vitral.serve.faults import ApiError
+from vitral.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["Model", "Models", "open_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model by the name that clients use."""
+
+    name: str
+    tokenizer: Tokenizer
+    engine: ModelEngine
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def facts(self) -> Facts:
+        return self.engine.facts
+
+    def need(self, ability: Ability, for_what: str) -> None:
+        """ApiError 400 if the engine cannot do it."""
+        if ability not in self.facts.can:
+            raise ApiError(
+                400, "unsupported_by_engine", f"the engine of model {self.name!r} cannot do this: {for_what}"
+            )
+
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the answer's bits, for records."""
+        return {
+            "name": self.name,
+            "weights": self.facts.digests.get("weights"),
+            "tokenizer": self.tokenizer.digest,
+            "template": self.tokenizer.template_digest,
+            "kernels": {key: self.facts.kernels.get(key) for key in ("isa", "kv_type", "build")},
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Short for `identity`: equal ones give equal bits."""
+        return "fp_" + hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_model(name: str, engine: ModelEngine) -> Model:
+    """A model from the store or a path; its weights are the engine's matter, its tokenizer is read here."""
+    return Model(public_name(name), tokenizer_of(open_checkpoint(resolve(name))), engine)
+
+
+def public_name(name: str) -> str:
+    """What clients call it: the name as given, or the last part of a path.
+
+    >>> public_name("smollm2:135m"), public_name("/models/tiny.gguf")
+    ('smollm2:135m', 'tiny.gguf')
+    """
+    return Path(name).name if Path(name).expanduser().exists() else name
+
+
+class Models:
+    """All of them, by name."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._models = {model.name: model for model in models}
+
+    def __iter__(self) -> Any:
+        return iter(self._models.values())
+
+    def get(self, name: str) -> Model:
+        """ApiError 404 for a name that is not served."""
+        if name not in self._models:
+            known = ", ".join(self._models)
+            raise ApiError(
+                404,
+                "model_not_found",
+                f"the model {name[:200]!r} is not served here; there are: {known}",
+                param="model",
+            )
+        return self._models[name]

@@ -1,0 +1,167 @@
+"""The native engine in a process of its own, and what happens when that process dies.
+
+It is spawned, never forked, with one end of a socket pair. If it ends, every request in flight gets an EngineLost and
+a new process is started at once; a worker that dies again and again is started after growing pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vitral.errors import EngineLost, VitralError
+from vitral.serve.engines import Ask, Ended, Facts, OnEvent
+from vitral.serve.wire import ask_to, error_from, event_from, frame, read_frame
+
+__all__ = ["NativeWorker", "WorkerOptions"]
+
+log = logging.getLogger("vitral.serve")
+
+LONGEST_PAUSE_S = 10.0
+GOODBYE_S = 5.0  # to leave by itself once the connection is closed
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What `vitral.load` is called with in the worker."""
+
+    model: str
+    threads: int | None = None
+    context_length: int | None = None
+    kv_type: str = "f16"
+    isa: str | None = None
+
+
+class NativeWorker:
+    """A ModelEngine in another process."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self.options = options
+        self._deaths = 0
+        self._facts: Facts | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._asked: dict[int, OnEvent] = {}
+        self._next = 0
+        self._guard: asyncio.Task[None] | None = None
+        self._closing = False
+
+    @property
+    def facts(self) -> Facts:
+        if self._facts is None:
+            raise EngineLost("the model has not been loaded yet; try again in a moment")
+        return self._facts
+
+    @property
+    def is_up(self) -> bool:
+        return self._writer is not None
+
+    @property
+    def deaths(self) -> int:
+        return self._deaths
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id while it is up."""
+        return self._process.pid if self._process is not None and self.is_up else None
+
+    async def start(self) -> None:
+        reader = await self._spawn()
+        self._guard = asyncio.create_task(self._watch(reader))
+
+    async def close(self) -> None:
+        self._closing = True
+        self._lose("the server has stopped")
+        if self._guard is not None:
+            self._guard.cancel()
+            await asyncio.gather(self._guard, return_exceptions=True)
+        await self._reap()
+
+    def submit(self, ask: Ask, on_event: OnEvent) -> int:
+        if self._writer is None:
+            raise EngineLost("the engine is restarting; try again in a few seconds")
+        self._next += 1
+        self._asked[self._next] = on_event
+        self._writer.write(frame({"number": self._next, "ask": ask_to(ask)}))
+        return self._next
+
+    def cancel(self, number: int) -> None:
+        if number in self._asked and self._writer is not None:
+            self._writer.write(frame({"cancel": number}))
+
+    async def _spawn(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "vitral.serve.worker", str(theirs.fileno())),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        reader, writer = await asyncio.open_connection(sock=ours)
+        writer.write(frame(asdict(self.options)))
+        message = await read_frame(reader)
+        if message is None or "ready" not in message:
+            writer.close()
+            await self._reap()
+            raise EngineLost("the worker ended while loading") if message is None else error_from(message["failed"])
+        self._facts = _facts(message["ready"])
+        self._writer = writer
+        return reader
+
+    async def _watch(self, reader: asyncio.StreamReader) -> None:
+        """Hand out events while the worker lives; bring it back when it does not."""
+        pause_s = 0.0
+        while True:
+            try:
+                while (message := await read_frame(reader)) is not None:
+                    pause_s = 0.0
+                    self._deliver(message["events"])
+            except VitralError as error:
+                log.error("the worker is no longer understood: %s", error)
+            self._lose("the engine stopped while it answered; it is being restarted, try again in a few seconds")
+            self._deaths += 1
+            await self._reap()
+            while True:
+                await asyncio.sleep(pause_s)
+                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or 0.5)
+                try:
+                    reader = await self._spawn()
+                    break
+                except (VitralError, OSError) as error:
+                    log.error("the worker does not come back: %s", error)
+
+    def _deliver(self, events: list[list[Any]]) -> None:
+        for number, *data in events:
+            on_event = self._asked.get(number)
+            event = event_from(data)
+            if isinstance(event, Ended):
+                self._asked.pop(number, None)
+            if on_event is not None:
+                on_event(event)
+
+    def _lose(self, why: str) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        asked, self._asked = self._asked, {}
+        for on_event in asked.values():
+            on_event(Ended("error", error=EngineLost(why)))
+
+    async def _reap(self) -> None:
+        """Wait for the process; end it if it does not leave."""
+        if self._process is None:
+            return
+        try:
+            await asyncio.wait_for(self._process.wait(), GOODBYE_S)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+
+def _facts(data: dict[str, Any]) -> Facts:
+    return Facts(**{**data, "can": frozenset(data["can"])})

@@ -1,0 +1,31 @@
+"""Every route of the server, in one table. What is not declared here cannot be mounted."""
+
+from __future__ import annotations
+
+from vitral.serve import chat, completions, embeddings, record_routes, score, status, tokens
+from vitral.serve.call import Route
+
+__all__ = ["ROUTES"]
+
+_CHAT = ("messages[].content",)
+
+ROUTES: tuple[Route, ...] = (
+    #     method  path                     handler              permission scanned   recorded   body
+    Route("POST", "/v1/chat/completions", chat.chat, "infer", _CHAT, "answer", chat.ChatBody),
+    Route(
+        "POST", "/v1/completions", completions.completions, "infer", ("prompt",), "answer", completions.CompletionBody
+    ),
+    Route("POST", "/v1/embeddings", embeddings.embeddings, "infer", ("input",), "answer", embeddings.EmbeddingsBody),
+    Route("POST", "/v1/score", score.score, "infer", ("text_1", "text_2"), "answer", score.ScoreBody),
+    Route("POST", "/v1/rerank", score.rerank, "infer", ("query", "documents"), "answer", score.RerankBody),
+    Route("POST", "/v1/tokenize", tokens.tokenize, "infer", (), "nothing", tokens.TokenizeBody),
+    Route("POST", "/v1/detokenize", tokens.detokenize, "infer", (), "nothing", tokens.DetokenizeBody),
+    Route("GET", "/v1/records/{id}", record_routes.read_record, "infer", (), "nothing", None),
+    Route("POST", "/v1/records/{id}/replay", record_routes.replay, "infer", (), "nothing", record_routes.ReplayBody),
+    Route("GET", "/v1/models", status.list_models, "infer", (), "nothing", None),
+    Route("GET", "/v1/models/{model:path}", status.one_model, "infer", (), "nothing", None),
+    Route("GET", "/v1/engine", status.engine, "observe", (), "nothing", None),
+    Route("GET", "/metrics", status.metrics, "observe", (), "nothing", None),
+    Route("GET", "/health", status.health, "public", (), "nothing", None),
+    Route("GET", "/ready", status.ready, "public", (), "nothing", None),
+)

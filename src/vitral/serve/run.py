@@ -1,0 +1,285 @@
+"""One request's way through the engine: admitted, reserved, computed, recorded.
+
+    async with Run(service, caller, model, route, sequences) as run:
+        async for piece in run.pieces():
+            ...
+
+Pieces of several sequences come as they are certain. The last piece of all comes only when the record is durable.
+Whoever leaves early (a client that hangs up, an error) ends the rest within one step; what was made is still recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from vitral.completion import StopStrings
+from vitral.engine.request import FinishReason, SamplingParams, TokenScore
+from vitral.errors import ContextOverflow, VitralError
+from vitral.serve.access import Caller
+from vitral.serve.admission import UNSAID
+from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Pooling, Scored, Token
+from vitral.serve.models import Model
+from vitral.serve.records import Generated, new_id
+from vitral.serve.service import Service
+
+__all__ = ["Job", "Piece", "Run", "salt_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What shall be computed. `params` have a seed; `continuing` says that the answer goes on from plain text."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    stops: tuple[str, ...] = ()
+    continuing: bool = False
+    constraint: str | None = None
+    pooling: Pooling | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """News of sequence `index`: certain text, and the tokens and scores since the last piece. `finish` is set at its end."""
+
+    index: int
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
+    finish: FinishReason | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """A sequence as it grows."""
+
+    sequence: Job
+    decoder: Any
+    stops: StopStrings
+    number: int | None = None
+    tokens: list[int] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    prompt_scores: tuple[TokenScore, ...] | None = None
+    hidden: tuple[float, ...] | None = None
+    cached: int = 0
+    finish: FinishReason | None = None
+    held: list[tuple[int, TokenScore | None]] = field(default_factory=list)
+
+
+class Run:
+    """All sequences of one request. After the last piece `progress` holds what each became."""
+
+    def __init__(
+        self,
+        service: Service,
+        caller: Caller,
+        model: Model,
+        route: str,
+        sequences: Sequence[Job],
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.record = new_id("rec")
+        self.model = model
+        self.began = time.perf_counter()
+        self.first_token_s: float | None = None
+        self._service, self._caller, self._route, self._notes = service, caller, route, dict(notes or {})
+        self.progress = [
+            Progress(s, model.tokenizer.stream(continuing=s.continuing), StopStrings(s.stops)) for s in sequences
+        ]
+        self._events: asyncio.Queue[tuple[int, EngineEvent]] = asyncio.Queue()  # at most what max_tokens allows
+        self._place: AbstractContextManager[None] | None = None
+        self._reserved = self._settled = False
+        self._open = len(sequences)
+
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Tokens of prompts, of those found in the cache, and of answers. A prompt asked n times counts once."""
+        distinct = {id(p.sequence.prompt): p for p in self.progress}.values()
+        return (
+            sum(len(p.sequence.prompt) for p in distinct),
+            sum(p.cached for p in distinct),
+            sum(len(p.tokens) for p in self.progress),
+        )
+
+    async def __aenter__(self) -> Self:
+        worst, likely = 0, 0
+        for progress in self.progress:
+            most = _most(progress.sequence, self.model.facts.context_length)
+            worst += len(progress.sequence.prompt) + most
+            unsaid = progress.sequence.params.max_tokens is None
+            likely += len(progress.sequence.prompt) + (min(most, UNSAID) if unsaid else most)
+        place = self._service.admission.admit(likely, len(self.progress))
+        place.__enter__()
+        self._place = place
+        self._service.runs.add(self)
+        try:
+            await self._service.records.reserve(self.record, self._caller.tenant, worst)
+            self._reserved = True
+            digests = "digests" in self.model.facts.can
+            for index, progress in enumerate(self.progress):
+                s = progress.sequence
+                ask = Ask(
+                    prompt=s.prompt,
+                    params=s.params,
+                    client=self._caller.tenant,
+                    salt=salt_of(self._caller.tenant),
+                    digests=digests,
+                    constraint=s.constraint,
+                    pooling=s.pooling,
+                )
+                progress.number = self.model.engine.submit(
+                    ask,
+                    lambda event, index=index: self._events.put_nowait((index, event)),  # type: ignore[misc]
+                )
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Everything that happens, until all sequences have ended. Raises what ended one with an error."""
+        while self._open:
+            index, event = await self._next()
+            progress = self.progress[index]
+            if progress.finish is not None:
+                continue  # came while its cancellation was on the way
+            piece = self._take(index, progress, event)
+            if piece.finish is not None:
+                self._open -= 1
+                if not self._open:
+                    await self._settle()
+            if piece.tokens or piece.text or piece.finish is not None:
+                yield piece
+
+    async def finish(self) -> None:
+        """Read to the end."""
+        async for _ in self.pieces():
+            pass
+
+    def stop(self, error: VitralError) -> None:
+        """End what still runs with this error."""
+        for index, progress in enumerate(self.progress):
+            if progress.finish is None:
+                self._events.put_nowait((index, Ended("error", error=error)))
+
+    async def _next(self) -> tuple[int, EngineEvent]:
+        deadline = self.began + self._service.limits.answer_s
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.perf_counter())):
+                return await self._events.get()
+        except TimeoutError:
+            raise VitralError(
+                f"the answer took longer than the {self._service.limits.answer_s:g} s that one may take; ask for less"
+            ) from None
+
+    def _take(self, index: int, progress: Progress, event: EngineEvent) -> Piece:
+        match event:
+            case Token(token, score, digest):
+                return self._token(index, progress, token, score, digest)
+            case Scored(scores):
+                progress.prompt_scores = scores
+            case Hidden(vector):
+                progress.hidden = vector
+            case Ended(reason, cached, error):
+                progress.cached = cached
+                progress.finish = reason
+                if error is not None:
+                    raise error
+                text = progress.stops.push(progress.decoder.finish()) + progress.stops.finish()
+                return self._piece(index, progress, text, reason)
+        return Piece(index)
+
+    def _token(self, index: int, progress: Progress, token: int, score: TokenScore | None, digest: str | None) -> Piece:
+        if self.first_token_s is None:
+            self.first_token_s = time.perf_counter() - self.began
+            self._service.metrics.first_token.observe(self.first_token_s)
+        progress.tokens.append(token)
+        progress.held.append((token, score))
+        if digest is not None:
+            progress.digests.append(digest)
+        if token in progress.sequence.params.stop_ids:
+            return Piece(index)  # the end follows
+        known = token < self.model.tokenizer.vocab_size  # an embedding may have more rows than there are ids
+        text = progress.stops.push(progress.decoder.push(token) if known else "\ufffd")
+        if progress.stops.stopped:
+            progress.finish = "stop"
+            self._cancel(progress)
+            return self._piece(index, progress, text, "stop")
+        return self._piece(index, progress, text, None) if text else Piece(index)
+
+    def _piece(self, index: int, progress: Progress, text: str, finish: FinishReason | None) -> Piece:
+        held, progress.held = progress.held, []
+        scores = tuple(score for _, score in held if score is not None)
+        return Piece(index, text, tuple(token for token, _ in held), scores, finish)
+
+    def _cancel(self, progress: Progress) -> None:
+        if progress.number is not None:
+            self.model.engine.cancel(progress.number)
+            progress.number = None
+
+    async def _settle(self) -> None:
+        """Write the record; also when the request was cut short."""
+        if self._settled or not self._reserved:
+            return
+        self._settled = True
+        facts = {
+            "route": self._route,
+            "model": dict(self.model.identity()),
+            "adapter": None,
+            **self._notes,
+        }
+        sequences = [
+            Generated(
+                p.sequence.prompt,
+                p.sequence.params,
+                tuple(p.tokens),
+                tuple(p.digests),
+                p.finish or "cancelled",
+                p.cached,
+                p.sequence.constraint,
+            )
+            for p in self.progress
+        ]
+        await self._service.records.settle(self.record, self._caller.tenant, self.model.name, facts, sequences)
+        self._service.metrics.count(self.model.name, self.usage, time.perf_counter() - self.began)
+
+    async def _end(self) -> None:
+        """Stop what still runs, record what there is, give the place back; also while being cancelled."""
+        for progress in self.progress:
+            if progress.finish is None:
+                self._cancel(progress)
+        self._service.runs.discard(self)
+        if self._place is not None:
+            self._place.__exit__(None, None, None)
+            self._place = None
+        if self._reserved and not self._settled:
+            await self._service.keep(self._settle())
+
+
+def salt_of(tenant: str) -> bytes:
+    """Parts the prefix cache: nobody finds, or times, what another tenant's prompts left there."""
+    return hashlib.sha256(b"tenant\0" + tenant.encode()).digest()
+
+
+def _most(sequence: Job, context_length: int) -> int:
+    """The longest answer; ContextOverflow with the counts if it does not fit."""
+    n, asked = len(sequence.prompt), sequence.params.max_tokens
+    left = context_length - n
+    if left < 0 or (asked is None and left < 1):
+        raise ContextOverflow(
+            f"the prompt has {n} tokens; the context holds {context_length}, the answer included: shorten the prompt"
+        )
+    if asked is not None and asked > left:
+        raise ContextOverflow(
+            f"prompt ({n} tokens) and answer (at most {asked}) need {n + asked}; the context holds {context_length}: "
+            f"ask for at most {left} or shorten the prompt"
+        )
+    return left if asked is None else asked

@@ -1,0 +1,219 @@
+"""The process that computes: `python -m vitral.serve.worker FD`, spawned by the server with one end of a socket pair.
+
+The first message says which model to load. Then requests come in on one thread, steps are computed on another, and
+every step's events go out as one message. The end of the connection ends the process: an orphan never lingers.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vitral.engine.digest import logits_digest
+from vitral.engine.engine import Engine
+from vitral.engine.request import Event, Finished, NewToken, PromptScored
+from vitral.errors import RequestError, VitralError
+from vitral.language_model import LanguageModel, load
+from vitral.model.law import F32
+from vitral.serve.build import kernels_digest
+from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Scored, Token
+from vitral.serve.wire import ask_from, error_to, event_to, frame, receive_frame
+
+__all__ = ["Worker", "identity_of", "main"]
+
+
+class Worker:
+    """An engine at the end of a connection."""
+
+    def __init__(self, engine: Engine, connection: socket.socket) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._work = threading.Event()
+        self._closed = False
+        self._lock = threading.Lock()  # guards the fields below
+        self._number: dict[int, int] = {}  # the engine's id -> the server's number
+        self._engine_id: dict[int, int] = {}
+        self._digest: dict[int, str] = {}
+        self._pooled: dict[int, Pooled] = {}
+        self._refused: list[tuple[int, EngineEvent]] = []
+
+    def run(self) -> None:
+        """Compute until the connection ends."""
+        threading.Thread(target=self._listen, daemon=True).start()
+        while not self._closed:
+            self._work.clear()
+            if self._engine.idle and not self._refused:
+                self._work.wait()
+            events = [self._translated(event) for event in self._engine.step()]
+            with self._lock:
+                refused, self._refused = self._refused, []
+            if out := [[number, *event_to(event)] for number, event in events + refused]:
+                self._connection.sendall(frame({"events": out}))
+
+    def _listen(self) -> None:
+        try:
+            while message := receive_frame(self._connection):
+                if "ask" in message:
+                    self._ask(int(message["number"]), message["ask"])
+                elif "cancel" in message:
+                    self._cancel(int(message["cancel"]))
+                self._work.set()
+        except OSError:
+            pass  # the server has gone; so do we
+        finally:
+            self._closed = True
+            self._work.set()
+
+    def _ask(self, number: int, data: dict[str, Any]) -> None:
+        try:
+            ask = ask_from(data)
+            with self._lock:  # the step thread waits here until the number is known
+                on_hidden = None
+                if ask.pooling is not None:
+                    self._pooled[number] = Pooled(ask)
+                    on_hidden = self._pooled[number].take
+                request = self._engine.add(
+                    ask.prompt,
+                    ask.params,
+                    client=ask.client,
+                    salt=ask.salt,
+                    on_choice=self._digester(number) if ask.digests else None,
+                    on_hidden=on_hidden,
+                )
+                self._number[request], self._engine_id[number] = number, request
+        except VitralError as error:
+            self._refuse(number, error)
+        except (KeyError, TypeError, ValueError) as error:
+            self._refuse(number, RequestError(f"the request cannot be read: {type(error).__name__}: {error}"))
+
+    def _refuse(self, number: int, error: VitralError) -> None:
+        with self._lock:
+            self._pooled.pop(number, None)
+            self._refused.append((number, Ended("error", error=error)))
+
+    def _cancel(self, number: int) -> None:
+        with self._lock:
+            request = self._engine_id.get(number)
+        if request is not None:
+            self._engine.cancel(request)
+
+    def _digester(self, number: int) -> Callable[[int, F32], None]:
+        def digest(position: int, row: F32) -> None:
+            self._digest[number] = logits_digest(row)
+
+        return digest
+
+    def _translated(self, event: Event) -> tuple[int, EngineEvent]:
+        with self._lock:
+            number = self._number[event.request_id]
+            match event:
+                case NewToken(_, token, score):
+                    return number, Token(token, score, self._digest.pop(number, None))
+                case PromptScored(_, scores):
+                    return number, Scored(scores)
+                case Finished(_, reason, cached, error):
+                    del self._number[event.request_id], self._engine_id[number]
+                    self._digest.pop(number, None)
+                    pooled = self._pooled.pop(number, None)
+                    if pooled is not None and reason == "length":
+                        self._refused.append((number, Ended(reason, cached)))
+                        self._work.set()
+                        return number, pooled.result()
+                    return number, Ended(reason, cached, error=error)
+
+
+class Pooled:
+    """One vector from the hidden states of all positions: their mean in float64, or the last."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._mean = ask.pooling == "mean"
+        self._sum: np.ndarray[Any, np.dtype[np.float64]] | None = None
+        self._n = 0
+
+    def take(self, position: int, row: F32) -> None:
+        if self._mean and self._sum is not None:
+            self._sum += row
+        else:
+            self._sum = row.astype(np.float64)
+        self._n += 1
+
+    def result(self) -> Hidden:
+        assert self._sum is not None, "a prompt has at least one token"
+        return Hidden(tuple((self._sum / (self._n if self._mean else 1)).tolist()))
+
+
+def identity_of(model: LanguageModel, name: str, kv_type: str) -> dict[str, Any]:
+    """The digests and kernels that decide a loaded model's bits, as records hold them."""
+    from vitral.engine.native import NativeForward
+    from vitral.formats.checkpoint import open_checkpoint
+    from vitral.hub import resolve
+
+    forward = model.engine.forward
+    assert isinstance(forward, NativeForward)
+    return {
+        "weights": open_checkpoint(resolve(name)).weights.digest(),
+        "tokenizer": model.tokenizer.digest,
+        "template": model.tokenizer.template_digest,
+        "kernels": {"isa": forward.model.isa, "kv_type": kv_type, "build": kernels_digest()},
+    }
+
+
+def facts_of(model: LanguageModel, options: dict[str, Any]) -> dict[str, Any]:
+    """What the server shall know of a loaded model, as plain data."""
+    from vitral import native
+    from vitral.engine.native import NativeForward
+
+    forward = model.engine.forward
+    assert isinstance(forward, NativeForward)
+    identity = identity_of(model, options["model"], options["kv_type"])
+    return {
+        "context_length": model.context_length,
+        "vocab_size": forward.vocab_size,
+        "cache_tokens": forward.n_pages * forward.page_size,
+        "can": ["generate", "prompt_logprobs", "hidden", "digests", "replay"],
+        "digests": {"weights": identity["weights"]},
+        "kernels": {
+            **identity["kernels"],
+            "available": [
+                {"name": s.name, "available": s.available, "why": s.reason} for s in native.instruction_sets()
+            ],
+        },
+        "memory": {"weights": forward.model.weight_bytes, "cache": int(forward.cache.nbytes)},
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Load the model that the first message names and compute for it. Returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the server, which then tells us
+    connection = socket.socket(fileno=int(arguments[0]))
+    options = receive_frame(connection)
+    if options is None:
+        return 0
+    try:
+        model = load(
+            options["model"],
+            threads=options["threads"],
+            context_length=options["context_length"],
+            kv_type=options["kv_type"],
+            isa=options["isa"],
+        )
+        facts = facts_of(model, options)
+    except VitralError as error:
+        connection.sendall(frame({"failed": error_to(error)}))
+        return 2
+    connection.sendall(frame({"ready": facts}))
+    try:
+        Worker(model.engine, connection).run()
+    except BrokenPipeError:
+        return 0  # the server has gone
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

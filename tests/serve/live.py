@@ -1,0 +1,94 @@
+"""A real server in a process of its own, for tests: `vitral serve` as a user starts it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+__all__ = ["Live", "live"]
+
+
+class Live:
+    """A running server."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, folder: Path, models: list[str]) -> None:
+        self.process, self.url, self.folder, self.models = process, url, folder, models
+        self.http = httpx.Client(base_url=url, timeout=120)
+
+    def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.http.post(path, content=content, headers={"content-type": "application/json", **headers})
+
+    def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The JSON of each event of a stream, without [DONE]."""
+        with self.http.stream("POST", path, json={**body, "stream": True}) as response:
+            assert response.status_code == 200, response.read()
+            for line in response.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    yield json.loads(line[6:])
+
+    def workers(self) -> list[int]:
+        """Process ids of the engines."""
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
+        return [int(pid) for pid in found if "vitral.serve.worker" in Path(f"/proc/{pid}/cmdline").read_text("utf-8")]
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.process.wait(60)
+
+
+@contextlib.contextmanager
+def live(folder: Path, *arguments: str, **environment: str) -> Iterator[Live]:
+    """Start it, wait until it is ready, stop it."""
+    log = (folder / "log.txt").open("a+")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitral", "serve", *arguments]
+        + ["--port", "0", "--folder", str(folder), "--threads", "1", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line.startswith("}"):
+            break
+    if not text:
+        log.seek(0)
+        raise AssertionError(f"the server did not start: {log.read()[-2000:]}")
+    told = json.loads(text)
+    server = Live(process, told["url"], folder, told["models"])
+    try:
+        yield server
+    finally:
+        try:
+            server.stop()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        finally:
+            log.close()
+
+
+def wait_until(claim: Any, seconds: float = 60) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < end, "it did not become true in time"
+        time.sleep(0.05)

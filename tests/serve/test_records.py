@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from pathlib import Path
+
+import pytest
+import rfc8785
+import sqlalchemy as sa
+
+from tests.serve.conftest import TINY
+from tests.serve.live import Live, wait_until
+from vitral.errors import RecordStoreError
+from vitral.serve.replay import Step, report
+from vitral.serve.store import Store, tables
+
+SAMPLED = {"model": TINY, "prompt": "Once upon a time", "max_tokens": 10, "temperature": 1.0}
+
+
+def rows(server: Live, query: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(server.folder / "records.sqlite") as connection:
+        return connection.execute(query).fetchall()
+
+
+def test_a_record_holds_what_made_the_answer_and_replays_exactly(server: Live) -> None:
+    answer = server.post("/v1/completions", SAMPLED)
+    id = answer.json()["record"]
+    assert answer.headers["x-vitral-record"] == id
+    record = server.http.get(f"/v1/records/{id}").json()
+    sequence = record["sequences"][0]
+    assert sequence["answer"]["count"] == len(sequence["logits"]) == 10
+    assert sequence["parameters"]["temperature"] == 1.0
+    assert record["model"]["weights"] == server.http.get("/v1/engine").json()["engines"][0]["digests"]["weights"]
+    replayed = server.post(f"/v1/records/{id}/replay", {}).json()
+    assert (replayed["verdict"], replayed["steps"], replayed["environment"]) == ("EXACT", 10, {})
+
+
+def test_a_records_digest_is_of_its_canonical_bytes(server: Live) -> None:
+    id = server.post("/v1/completions", SAMPLED).json()["record"]
+    record = server.http.get(f"/v1/records/{id}").json()
+    digest = record.pop("digest")
+    assert hashlib.sha256(rfc8785.dumps(record)).hexdigest() == digest
+
+
+def test_an_answer_cut_short_is_recorded_with_what_was_made(server: Live) -> None:
+    body = {**SAMPLED, "max_tokens": 400, "stream": True, "seed": 3}
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        id = response.headers["x-vitral-record"]
+        next(response.iter_lines())
+    wait_until(lambda: server.http.get(f"/v1/records/{id}").status_code == 200)
+    sequence = server.http.get(f"/v1/records/{id}").json()["sequences"][0]
+    assert sequence["finish"] == "cancelled"
+    assert 1 <= sequence["answer"]["count"] < 400
+    assert server.post(f"/v1/records/{id}/replay", {}).json()["verdict"] == "EXACT"
+
+
+def test_usage_is_settled_with_the_record_and_nothing_stays_reserved(server: Live) -> None:
+    id = server.post("/v1/completions", SAMPLED).json()["record"]
+    assert rows(server, f"SELECT completion FROM usage WHERE record = '{id}'") == [(10,)]
+    wait_until(lambda: rows(server, "SELECT * FROM reservations") == [])
+
+
+def test_records_cannot_be_changed_or_deleted(server: Live) -> None:
+    server.post("/v1/completions", SAMPLED)
+    for query in ("UPDATE records SET tenant = 'x'", "DELETE FROM records"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            rows(server, query)
+
+
+def test_a_replay_names_the_first_step_that_differs() -> None:
+    then = [Step(1, "aa"), Step(2, "bb"), Step(3, "cc")]
+    record = {"id": "rec_1"}
+    same = report(record, [(then, list(then))], {})
+    assert (same.verdict, same.difference) == ("EXACT", None)
+    other = report(record, [(then, [Step(1, "aa"), Step(2, "bX"), Step(3, "cc")])], {})
+    assert other.difference is not None
+    assert (other.verdict, other.difference.step, other.difference.what) == ("DIFFERENT", 1, "logits")
+    short = report(record, [(then, then[:2])], {})
+    assert short.difference is not None
+    assert (short.difference.step, short.difference.what) == (2, "length")
+
+
+def test_one_bad_write_harms_no_other(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'a.sqlite'}")
+    row = {"record": "r", "tenant": "t", "created": 1, "tokens": 1}
+    insert = sa.insert(tables.reservations)
+    good = [store.submit(lambda c, i=i: c.execute(insert.values({**row, "record": f"r{i}"}))) for i in range(5)]
+    bad = store.submit(lambda c: c.execute(insert.values({**row, "record": "r0"})))
+    later = store.submit(lambda c: c.execute(insert.values({**row, "record": "r9"})))
+    for future in [*good, later]:
+        future.result(10)
+    with pytest.raises(RecordStoreError):
+        bad.result(10)
+    store.close()
+
+
+def test_a_full_disk_is_a_typed_error_and_ends_when_there_is_room(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'full.sqlite'}"
+    Store(url).close()
+    store = Store(url, most_bytes=(tmp_path / "full.sqlite").stat().st_size)
+    with pytest.raises(RecordStoreError, match="full"):
+        store.put_now(tables.files, "f", "t", {"text": "x" * 100_000})
+    store.close()
+    roomy = Store(url)
+    roomy.put_now(tables.files, "f", "t", {"text": "x" * 100_000})
+    roomy.close()
