@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +10,7 @@ from vitral.errors import FormatError
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import TokenizerFiles
 from vitral.formats.convert import convert as convert_weights
-from vitral.model.law import F32
+from vitral.formats.imatrix import Imatrix
 
 if TYPE_CHECKING:
     from vitral.formats.quantize import TensorError
@@ -25,8 +25,10 @@ def convert(
     dst: Path,
     layout: Layout = "gguf",
     type: str | None = None,
-    importance: Mapping[str, F32] | None = None,
+    importance: Imatrix | None = None,
     progress: Callable[[int, int], object] | None = None,
+    split_bytes: int | None = None,
+    pure: bool = False,
 ) -> list[TensorError]:
     """Write the model at `src`, tokenizer and chat template included, as one GGUF file or a safetensors folder.
 
@@ -43,6 +45,8 @@ def convert(
         importance=importance,
         progress=progress,
         tokenizer=_tokenizer_files(Path(src), layout),
+        split_bytes=split_bytes,
+        pure=pure,
     )
 
 

@@ -394,4 +394,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tests.formats import fuzz as importable  # workers unpickle a Job by its module, which __main__ is not
+
+    sys.exit(importable.main())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import pickletools
+import re
 import struct
 import warnings
 import zipfile
@@ -230,7 +231,13 @@ def gguf_file(parts: GgufParts, rng: Random) -> bytes:
     """Metadata and descriptions changed, the file put together again."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         parts = _gguf_metadata(parts, rng) if rng.random() < 0.5 or not parts.tensors else _gguf_tensors(parts, rng)
-    return assemble_gguf(parts)
+    out = bytearray(assemble_gguf(parts))
+    if rng.random() < 0.1:  # version, number of tensors, number of keys
+        at, form = rng.choice(((4, "<I"), (8, "<Q"), (16, "<Q")))
+        old = struct.unpack_from(form, out, at)[0]
+        number = rng.choice([*NUMBERS, old - 1, old + 1, 2 * old, old << 24]) & ((1 << 8 * struct.calcsize(form)) - 1)
+        struct.pack_into(form, out, at, number)
+    return bytes(out)
 
 
 def _gguf_metadata(parts: GgufParts, rng: Random) -> GgufParts:
@@ -283,6 +290,12 @@ def _gguf_value(rng: Random) -> bytes:
             return struct.pack("<IIQ", 9, kind, number) + rng.randbytes(rng.randrange(64))
         case 8:
             return struct.pack("<IIQ", 9, 8, 3) + gguf_string("a") + gguf_string(b"\xff\xc3") + gguf_string("b")
+        case 9 if rng.random() < 0.5:  # arrays in arrays; strings and arrays of impossible lengths
+            depth = rng.choice((1, 2, 40, 3000))
+            text = struct.pack("<IQ", 8, number) + b"a"
+            count = struct.pack("<IIQ", 9, rng.choice((0, 4, 7, 8, 12)), number)
+            nested = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * depth + struct.pack("<IQ", 4, 0)
+            return rng.choice((text, count, nested))
     return gguf_value(number & 0xFFFFFFFF)
 
 
@@ -291,7 +304,7 @@ def _gguf_tensors(parts: GgufParts, rng: Random) -> GgufParts:
     i = rng.randrange(len(tensors))
     name, dims, kind, offset = tensors[i]
     number = rng.choice(NUMBERS)
-    match rng.randrange(10):
+    match rng.randrange(12):
         case 0:
             del tensors[i]
         case 1:
@@ -306,6 +319,16 @@ def _gguf_tensors(parts: GgufParts, rng: Random) -> GgufParts:
             tensors[i] = (name, dims, kind, rng.choice([number, offset + 32, offset - 32 & (1 << 64) - 1, 0]))
         case 6:
             tensors[i] = (name, (*dims, number) if rng.random() < 0.7 else dims[:-1], kind, offset)
+        case 10:  # over another tensor, or a few bytes into it
+            other = rng.choice(tensors)
+            tensors[i] = (name, dims, kind, other[3] + rng.choice((0, 1, 16, 32)))
+        case 11:  # the same number of bytes as another type or shape
+            tensors[i] = (
+                name,
+                rng.choice((dims[::-1], (*dims, 1), (1, *dims), (dims[0] * 2, *dims[1:]))),
+                kind,
+                offset,
+            )
         case 7:
             tensors.append((rng.choice(["rope_freqs.weight", "blk.99.attn_q.weight", "x"]), dims, kind, offset))
         case _:
@@ -323,7 +346,9 @@ def zip_file(data: bytes, rng: Random) -> bytes:
     names = list(members)
     pickled = next(name for name in names if name.endswith("data.pkl"))
     compressed = ""
-    match rng.randrange(20):
+    match rng.randrange(24):
+        case 20 | 21 | 22 | 23:
+            return _directory_trick(_packed(members, ""), rng)
         case 0:
             members.pop(rng.choice(names))
         case 1:
@@ -344,6 +369,42 @@ def zip_file(data: bytes, rng: Random) -> bytes:
         case _:
             members[pickled] = pickle_bytes(members[pickled], rng)
     return _packed(members, compressed, twice=rng.choice(names) if rng.random() < 0.02 else "")
+
+
+def _directory_trick(data: bytes, rng: Random) -> bytes:
+    """Sizes, places, flags, names or the end of the archive's directory changed; the members stay."""
+    out = bytearray(data)
+    end = out.rfind(b"PK\x05\x06")
+    entries = [m.start() for m in re.finditer(rb"PK\x01\x02", data)]
+    heads = [m.start() for m in re.finditer(rb"PK\x03\x04", data)]
+    entry, number = rng.choice(entries), rng.choice([*NUMBERS, len(data), len(data) - 1, *heads])
+    small = number & 0xFFFF
+    match rng.randrange(9):
+        case 0:  # version, flags, method, checksum, sizes, place of one entry
+            at, form = rng.choice(((6, "<H"), (8, "<H"), (10, "<H"), (16, "<I"), (20, "<I"), (24, "<I"), (42, "<I")))
+            struct.pack_into(form, out, entry + at, small if form == "<H" else number & 0xFFFFFFFF)
+        case 1:  # both sizes of a stored member alike
+            struct.pack_into("<II", out, entry + 20, *[number & 0xFFFFFFFF] * 2)
+        case 2:  # lengths of name, extra fields and comment
+            struct.pack_into("<H", out, entry + rng.choice((28, 30, 32)), small)
+        case 3:  # counts, size and start of the directory
+            at, form = rng.choice(((4, "<H"), (6, "<H"), (8, "<H"), (10, "<H"), (12, "<I"), (16, "<I")))
+            struct.pack_into(form, out, end + at, small if form == "<H" else number & 0xFFFFFFFF)
+        case 4:  # an entry that points at another member's head: two members over each other
+            struct.pack_into("<I", out, entry + 42, rng.choice(heads))
+        case 5:  # the head of a member disagrees with the directory
+            struct.pack_into("<H", out, rng.choice(heads) + rng.choice((26, 28)), small)
+        case 6:  # a comment with another end in it
+            struct.pack_into("<H", out, end + 20, 22)
+            out += struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 1, 1, small, number & 0xFFFFFFFF, 0)
+        case 7:  # zip64 records that say something else
+            counts = [rng.choice([*NUMBERS, len(entries)]) for _ in range(4)]
+            record = struct.pack("<IQHHII4Q", 0x06064B50, 44, 45, 45, 0, 0, *counts)
+            place = rng.choice((end, number & ((1 << 64) - 1)))
+            out[end:end] = record + struct.pack("<IIQI", 0x07064B50, 0, place, 1)
+        case 8:  # bytes before the archive
+            out[0:0] = rng.randbytes(rng.choice((1, 4, 64)))
+    return bytes(out)
 
 
 @lru_cache(maxsize=8)

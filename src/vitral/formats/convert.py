@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,9 @@ from vitral.formats.dialect_gguf import gguf_metadata, rope_factors
 from vitral.formats.dialect_hf import hf_config
 from vitral.formats.gguf import GgufFile
 from vitral.formats.gguf_write import TensorToWrite, write_gguf
+from vitral.formats.imatrix import Imatrix
 from vitral.formats.mapping import gguf_name, hf_name
-from vitral.formats.mixes import Planned, plan_types
+from vitral.formats.mixes import FileType, Planned, file_type, plan_types
 from vitral.formats.quantize import TensorError, encode, quantize_tensor
 from vitral.formats.quants import TYPES, TypeInfo, WeightType
 from vitral.formats.safetensors import TYPES_ALLOWED, ToWrite, write_safetensors
@@ -37,12 +38,6 @@ __all__ = ["TokenizerFiles", "convert"]
 Progress = Callable[[int, int], object]
 """Called with tensors done and tensors in all."""
 
-# What `general.file_type` says of a file (llama.cpp, `llama_ftype`).
-_FILE_TYPES = {
-    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10,
-    "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17,
-    "Q6_K": 18, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32,
-}  # fmt: skip
 _CARRIED_FILES = (
     "tokenizer.json", "tokenizer.model", "tekken.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
@@ -64,27 +59,41 @@ def convert(
     dst: Path,
     layout: Literal["gguf", "safetensors"] = "gguf",
     type: str | None = None,
-    importance: Mapping[str, F32] | None = None,
+    importance: Imatrix | None = None,
     progress: Progress | None = None,
     tokenizer: TokenizerFiles | None = None,
     shard_bytes: int = 5 << 30,
+    split_bytes: int | None = None,
+    pure: bool = False,
 ) -> list[TensorError]:
     """Write the model at `src` to the file (gguf) or folder (safetensors) `dst`.
 
-    `type` is a weight type (F16, Q8_0 ...) or a mix (Q4_K_M ...) for GGUF, one of F32, F16, BF16 for
-    safetensors; None keeps the types. `importance` gives each matrix one number for each column.
-    Returns the error of each tensor, in the order written. Raises FormatError for what cannot be
-    written, and what `open_checkpoint` raises.
+    `type` is a file type of `mixes.py` (F16, Q8_0, Q4_K_M ...) for GGUF, one of F32, F16, BF16 for
+    safetensors; None keeps the types. `pure` gives all matrices the file type's one weight type.
+    `importance` says which columns of a matrix count for more; matrices that it does not name are
+    rounded with all columns alike. `split_bytes` divides a GGUF model over files of so many bytes,
+    `shard_bytes` a safetensors one. Returns the error of each tensor, in the order written. Raises
+    FormatError for what cannot be written, and what `open_checkpoint` raises.
     """
     checkpoint = open_checkpoint(Path(src))
     dst = Path(dst)
     if dst.exists() and dst.resolve() == checkpoint.path.resolve():
         raise FormatError(f"{dst} is the model itself; give another path")
     if layout == "gguf":
-        return _to_gguf(checkpoint, dst, type, importance or {}, progress, tokenizer)
+        wanted = None if type is None else _Wanted(file_type(type), pure, importance)
+        return _to_gguf(checkpoint, dst, wanted, progress, tokenizer, split_bytes)
     if layout == "safetensors":
         return _to_safetensors(checkpoint, dst, type, progress, tokenizer, shard_bytes)
     raise FormatError(f"layout {layout!r} is not written; allowed: gguf, safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """How a model is to be quantised."""
+
+    kind: FileType
+    pure: bool
+    importance: Imatrix | None
 
 
 @dataclass
@@ -108,6 +117,8 @@ class _Work:
             raw, error = quantize_tensor(
                 tensor.dequantize(), wanted, self.importance.get(tensor.name), name=tensor.name, fallback_from=fallback
             )
+        if tensor.type.block > 1 and TYPES[wanted].block > 1 and wanted != tensor.type.name:
+            error = replace(error, requantised=True)
         self.errors.append(error)
         if self.progress is not None:
             self.progress(len(self.errors), self.total)
@@ -120,13 +131,15 @@ class _Work:
 def _to_gguf(
     checkpoint: Checkpoint,
     dst: Path,
-    type: str | None,
-    importance: Mapping[str, F32],
+    wanted: _Wanted | None,
     progress: Progress | None,
     tokenizer: TokenizerFiles | None,
+    split_bytes: int | None,
 ) -> list[TensorError]:
     spec, weights = checkpoint.spec, checkpoint.weights
-    plan = _planned(spec, weights, type)
+    plan = _planned(spec, weights, wanted)
+    importance = wanted.importance.means() if wanted and wanted.importance else {}
+    _check_importance(weights, importance)
     work = _Work(importance, progress, len(weights))
     groups: dict[str, list[str]] = {}
     for name in weights:
@@ -142,14 +155,23 @@ def _to_gguf(
         tensors.append(TensorToWrite(foreign, shape, kind, _rows(work, some, kind.name, fallback, spec.head_dim)))
     weights.finish()
     dst.parent.mkdir(parents=True, exist_ok=True)
-    write_gguf(dst, _metadata(checkpoint, type, tensors, tokenizer), tensors)
+    write_gguf(dst, _metadata(checkpoint, wanted, tensors, tokenizer), tensors, split_bytes=split_bytes)
     return work.errors
 
 
-def _planned(spec: ModelSpec, weights: Weights, type: str | None) -> dict[str, Planned]:
-    if type is None:
+def _planned(spec: ModelSpec, weights: Weights, wanted: _Wanted | None) -> dict[str, Planned]:
+    if wanted is None:
         return {name: Planned(tensor.type.name) for name, tensor in weights.items()}
-    return plan_types(spec, type)
+    return plan_types(spec, wanted.kind.name, pure=wanted.pure, importance=wanted.importance is not None)
+
+
+def _check_importance(weights: Weights, importance: Mapping[str, F32]) -> None:
+    for name, values in importance.items():
+        if name not in weights or values.shape != weights[name].shape[1:]:
+            raise FormatError(
+                f"the importance has {values.size} numbers for {name}, which this model has not in that width; "
+                "measure it with the same model"
+            )
 
 
 def _gguf_type(some: Sequence[Tensor], planned: Sequence[Planned]) -> tuple[TypeInfo, WeightType | None]:
@@ -174,7 +196,10 @@ def _rows(
 
 
 def _metadata(
-    checkpoint: Checkpoint, type: str | None, tensors: Sequence[TensorToWrite], tokenizer: TokenizerFiles | None
+    checkpoint: Checkpoint,
+    wanted: _Wanted | None,
+    tensors: Sequence[TensorToWrite],
+    tokenizer: TokenizerFiles | None,
 ) -> dict[str, Any]:
     """Keys of the new file: what describes the model and its tokenizer, and what it was made from."""
     carried: dict[str, Any] = {}
@@ -186,7 +211,12 @@ def _metadata(
     found = {**gguf_metadata(checkpoint.spec), **carried}
     found["general.architecture"] = "llama"
     found.setdefault("general.name", checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.name)
-    found["general.file_type"] = _FILE_TYPES.get(type or _commonest(tensors), 0)
+    if wanted is not None:
+        found["general.file_type"] = wanted.kind.number
+        if wanted.importance is not None:
+            found |= _provenance(wanted.importance)
+    else:
+        found.setdefault("general.file_type", _commonest(tensors).number)
     if any(tensor.type.block > 1 for tensor in tensors):
         found["general.quantization_version"] = 2
     else:
@@ -194,11 +224,23 @@ def _metadata(
     return found
 
 
-def _commonest(tensors: Sequence[TensorToWrite]) -> str:
+def _provenance(importance: Imatrix) -> dict[str, Any]:
+    """What guided the rounding, under the keys that llama.cpp gives it."""
+    facts: dict[str, Any] = {
+        "quantize.imatrix.entries_count": len(importance.sums),
+        "quantize.imatrix.chunks_count": importance.n_windows,
+    }
+    if importance.datasets:
+        facts["quantize.imatrix.dataset"] = importance.datasets[0]
+    return facts
+
+
+def _commonest(tensors: Sequence[TensorToWrite]) -> FileType:
+    """The file type whose weight type most bytes have; of several, the one that its bare name means."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.n_bytes
-    return max(sizes, key=sizes.__getitem__)
+    return file_type(max(sizes, key=sizes.__getitem__))
 
 
 # --- safetensors ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def half(x: F32) -> F32:
 def inverse(x: F32) -> F32:
     """1 / x; 0 where x is too small to have one."""
     usable = np.abs(x) > 1e-36
-    return np.where(usable, 1 / np.where(usable, x, 1), 0).astype(np.float32)
+    return np.where(usable, 1 / np.where(usable, x, 1), 0).astype(x.dtype)
 
 
 def _weighted(w: F32 | None, x: F32) -> F32:
@@ -93,14 +94,27 @@ def _error(x: F32, w: F32 | None, values: F32) -> F32:
     return _dot(_weighted(w, values), values)
 
 
-def fit_scale(x: F32, w: F32 | None, grid: Grid, rounds: int = 2) -> tuple[F32, F32]:
+def _extreme(x: F32) -> F32:
+    """The element of the largest magnitude."""
+    highest, lowest = x.max(axis=0), x.min(axis=0)
+    return np.where(highest > -lowest, highest, lowest)
+
+
+def _fit_half(x: F32, w: F32, grid: Grid) -> F32:
+    """Best float16 scale of the scales x of a block's groups; in float64, to tell apart what fits almost alike."""
+    wide: Any = np.float64
+    scale, _ = fit_scale(x.astype(wide), w.astype(wide), grid, halves=True)
+    return scale.astype(np.float32)
+
+
+def fit_scale(x: F32, w: F32 | None, grid: Grid, rounds: int = 2, *, halves: bool = False) -> tuple[F32, F32]:
     """Best scale of each group and its stiffness, the weighted sum of squared codes.
 
-    Off the best scale by e, the error grows by stiffness * e^2.
+    Off the best scale by e, the error grows by stiffness * e^2. With `halves` only float16 numbers
+    are scales: of several that fit alike, such as for equal elements, one loses least by its rounding.
     """
     wx = _weighted(w, x)
-    highest, lowest = x.max(axis=0), x.min(axis=0)
-    extreme = np.where(highest > -lowest, highest, lowest)
+    extreme = _extreme(x)
     per_extreme = inverse(extreme)
     best = np.zeros_like(extreme)
     gain, stiffness = np.zeros_like(extreme), np.zeros_like(extreme)
@@ -110,8 +124,11 @@ def fit_scale(x: F32, w: F32 | None, grid: Grid, rounds: int = 2) -> tuple[F32, 
         codes = grid.nearest(x * per_scale)
         along, square = _dot(wx, codes), _dot(_weighted(w, codes), codes)
         scale = along * inverse(square)
-        better = along * scale > gain
-        best, gain = np.where(better, scale, best), np.where(better, along * scale, gain)
+        if halves:
+            scale = half(scale)
+        won = scale * (2 * along - scale * square)
+        better = won > gain * np.float32(1 + 2e-7)  # of what float32 cannot tell apart, the first stays
+        best, gain = np.where(better, scale, best), np.where(better, won, gain)
         stiffness = np.where(better, square, stiffness)
 
     for reach in grid.reaches:
@@ -151,10 +168,13 @@ def fit_affine(
         determinant = total * qq - q * q
         s = (total * xq - total_x * q) * inverse(determinant)
         m = (total_x * qq - q * xq) * inverse(determinant)
-        if below_zero:
-            s, m = np.where(m > 0, xq * inverse(qq), s), np.minimum(m, 0)
+        solved = determinant > 1e-6 * total * qq  # below that all codes are equal, and rounding is all there is
+        if below_zero:  # the scale alone is an answer too, and the only one for equal codes
+            alone = ~solved | (m > 0)
+            s, m = np.where(alone, xq * inverse(qq), s), np.where(alone, 0, m)
+            solved = qq > 0
         e = total_xx - 2 * (s * xq + m * total_x) + s * s * qq + 2 * s * m * q + m * m * total
-        better = (e < error) & (determinant > 0)
+        better = (e < error) & solved
         scale, minimum, error = np.where(better, s, scale), np.where(better, m, minimum), np.where(better, e, error)
 
     per_width = inverse(width)
@@ -178,7 +198,9 @@ def block_symmetric(x: F32, w: F32 | None, grid: Grid) -> tuple[F32, F32]:
     """One float16 scale for each group: scales (...), codes (n, ...)."""
     scale, _ = fit_scale(x, w, grid)
     best, error = np.zeros_like(scale), np.full_like(scale, np.inf)
-    for d in _neighbours(scale):
+    extreme = _extreme(x)
+    edges = (grid.low, grid.low + 1) if grid.table is None else grid.table[[0, 1, 2, 15, 14]].tolist()
+    for d in [*_neighbours(scale), *[half(extreme / np.float32(code)) for code in edges]]:
         e = _error(x, w, grid.nearest(x * inverse(d)) * d)
         best, error = np.where(e < error, d, best), np.minimum(e, error)
     return best, grid.nearest(x * inverse(best))
@@ -201,7 +223,7 @@ def super_symmetric(x: F32, w: F32 | None, grid: Grid, scale_grid: Grid, rounds:
     """x (n, groups, blocks) as d * scale * code: d (blocks), scales (groups, blocks), codes (n, groups, blocks)."""
     wx = _weighted(w, x)
     wanted, stiffness = fit_scale(x, w, grid)
-    d = half(fit_scale(wanted, stiffness, scale_grid)[0])
+    d = _fit_half(wanted, stiffness, scale_grid)
     scales = scale_grid.nearest(wanted * inverse(d))
     best = (d, scales, np.full_like(d, np.inf))
     for turn in range(rounds + 1):
@@ -237,8 +259,8 @@ def super_affine(
     total_x = wx.sum(axis=0)
     wanted, minimum = fit_affine(x, w, top, reaches, below_zero=True)
     codes = _affine_codes(x, wanted, minimum, top)
-    d = half(fit_scale(wanted, _dot(_weighted(w, codes), codes), scale_grid)[0])
-    dmin = half(fit_scale(-minimum, weight, scale_grid)[0])
+    d = _fit_half(wanted, _dot(_weighted(w, codes), codes), scale_grid)
+    dmin = _fit_half(-minimum, weight, scale_grid)
     scales = scale_grid.nearest(wanted * inverse(d))
     minima = scale_grid.nearest(-minimum * inverse(dmin))
     best = (d, dmin, scales, minima, np.full_like(d, np.inf))

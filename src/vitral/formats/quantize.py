@@ -35,7 +35,8 @@ class TensorError:
     `rmse` is the root of the mean squared error, `relative` that over the root mean square of
     the values, `largest` the largest magnitude of an error. `weighted` is `relative` with each
     column's error times its importance, None where none was given. `fallback_from` names the
-    type that was asked for where the shape forbade it.
+    type that was asked for where the shape forbade it; `requantised` says that the values came from
+    another quantised type, whose own error is not in these numbers.
     """
 
     name: str
@@ -47,6 +48,7 @@ class TensorError:
     largest: float
     weighted: float | None = None
     fallback_from: WeightType | None = None
+    requantised: bool = False
 
 
 def quantize_tensor(
@@ -175,11 +177,11 @@ _SCALES = {
     "Q5_K": fit.Grid(0, 63, _steps(63.4, 48, 24)),
 }
 _AFFINE = {
-    "Q4_1": (15, _span(15, (-0.6, -0.2, 0.2), (-0.2, 0.2, 0.6))),
-    "Q5_1": (31, _span(31, (-0.4, 0.0), (0.0, 0.4))),
+    "Q4_1": (15, (*_span(15, (-0.6, -0.2, 0.2), (-0.2, 0.2, 0.6)), (0.0, 14.1))),
+    "Q5_1": (31, (*_span(31, (-0.4, 0.0), (0.0, 0.4)), (0.0, 30.1))),
     "Q2_K": (3, _span(3, (-0.6, -0.3, 0.0, 0.3), (-0.3, 0.0, 0.3, 0.6))),
-    "Q4_K": (15, _span(15, (-0.6, -0.2, 0.2), (-0.2, 0.2, 0.6))),
-    "Q5_K": (31, _span(31, (-0.4, 0.0), (0.0, 0.4))),
+    "Q4_K": (15, (*_span(15, (-0.6, -0.2, 0.2), (-0.2, 0.2, 0.6)), (0.0, 14.1))),
+    "Q5_K": (31, (*_span(31, (-0.4, 0.0), (0.0, 0.4)), (0.0, 30.1))),
 }
 
 
