@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
 from typer.main import get_command
 
 from vitral.cli.main import app
-from vitral.formats.mixes import MIXES, plan_types
+from vitral.formats.mixes import FILE_TYPES, plan_types
 from vitral.formats.quants import TYPES
+from vitral.model.names import tensor_shapes
 from vitral.model.presets import preset
 
 __all__ = ["FOLDER", "pages"]
@@ -31,7 +33,7 @@ def pages() -> dict[str, str]:
     """Every page that holds something generated, by file name, as it ought to be."""
     found = {"cli.md": _cli()}
     text = (FOLDER / "layouts-and-types.md").read_text("utf-8")
-    for mark, part in {"types": _types(), "mixes": _mixes()}.items():
+    for mark, part in {"types": _types(), "file types": _file_types()}.items():
         before, rest = text.split(f"<!-- {mark} -->\n")
         text = f"{before}<!-- {mark} -->\n{part}\n{rest[rest.index(f'<!-- /{mark} -->') :]}"
     return found | {"layouts-and-types.md": text}
@@ -42,13 +44,18 @@ def _types() -> str:
     return "\n".join(["| type | weights in a block | bytes of a block | bits a weight |", "|---|---|---|---|", *rows])
 
 
-def _mixes() -> str:
+def _file_types() -> str:
     spec = preset("llama-3.1-8b")
+    shapes = tensor_shapes(spec)
     rows = []
-    for name in MIXES:
-        used: dict[str, None] = dict.fromkeys(planned.type for planned in plan_types(spec, name).values())
-        rows.append(f"| {name} | {', '.join(type_ for type_ in used if type_ != 'F32')} |")
-    return "\n".join(["| mix | types in Llama 3.1 8B |", "|---|---|", *rows])
+    for name, kind in FILE_TYPES.items():
+        plan = plan_types(spec, name)
+        bits = sum(math.prod(shapes[t]) * TYPES[planned.type].bits_per_weight for t, planned in plan.items())
+        total = sum(map(math.prod, shapes.values()))
+        others = dict.fromkeys(p.type for p in plan.values() if p.type not in ("F32", kind.type))
+        rows.append(f"| {name} | {kind.type} | {', '.join(others)} | {bits / total:.2f} | {kind.number} |")
+    head = ["| file type | most matrices | some | bits a weight | `general.file_type` |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *rows])
 
 
 def _cli() -> str:

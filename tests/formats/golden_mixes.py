@@ -1,15 +1,15 @@
-"""What llama.cpp's `llama-quantize` plans for each file type: writes `mixes.json` beside this file.
+"""What llama.cpp's own rules plan for each file type: writes `mixes.json` beside this file.
 
-    python -m tests.formats.golden_mixes path/to/llama-quantize
+    python -m tests.formats.golden_mixes LLAMA_CPP_SOURCE
 
-The rules read the number of layers, heads and experts, whether embeddings are tied, and whether a
-row is whole blocks; so models of 256 columns and one row of each matrix tell all of them.
+The functions that choose types are cut out of `src/llama-quant.cpp` as they stand and compiled with a
+main of ours (a C++ compiler is needed; the library itself takes half an hour to build). The rules read the
+number of layers, heads and experts, whether embeddings are tied, and whether a row is whole blocks.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,16 +17,78 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-import gguf
-import numpy as np
-
 from tests.formats.tiny import PLAIN
 from vitral.formats.mapping import gguf_name
 from vitral.formats.mixes import FILE_TYPES
+from vitral.formats.quants import BY_GGML_ID
 from vitral.model.names import tensor_shapes
 from vitral.model.spec import ModelSpec, MoeSpec
 
 PATH = Path(__file__).with_name("mixes.json")
+
+# Stands for what the functions see of the rest of llama.cpp; names are theirs.
+_BEFORE = r"""
+#include "ggml.h"
+#include "llama.h"
+#include <algorithm>
+#include <cinttypes>
+#include <cstring>
+#include <iostream>
+#include <regex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+#define LLAMA_LOG_WARN(...) ((void) 0)
+enum llm_arch { LLM_ARCH_LLAMA, LLM_ARCH_FALCON, LLM_ARCH_GLM5_NEXT, LLM_ARCH_BAILINGMOE3 };
+enum llm_type { LLM_TYPE_UNKNOWN, LLM_TYPE_70B };
+struct hparams_t { uint32_t n_expert, n_layer_all, gqa; uint32_t n_gqa() const { return gqa; } };
+struct llama_model { llm_arch arch; llm_type type; hparams_t hparams; };
+template <class... A> static std::string format(const char *, A...) { return "refused"; }
+"""
+_AFTER = r"""
+int main() {
+  int ftype, gqa, layers, experts, is_70b, has_imatrix, n;
+  std::cin >> ftype >> gqa >> layers >> experts >> is_70b >> has_imatrix >> n;
+  llama_model model{LLM_ARCH_LLAMA, is_70b ? LLM_TYPE_70B : LLM_TYPE_UNKNOWN,
+                    {uint32_t(experts), uint32_t(layers), uint32_t(gqa)}};
+  llama_model_quantize_params params{};
+  params.output_tensor_type = params.token_embedding_type = GGML_TYPE_COUNT;
+  quantize_state_impl qs(model, &params);
+  qs.has_imatrix = has_imatrix;
+  std::vector<tensor_metadata> metadata(n);
+  std::vector<ggml_tensor> tensors(n);
+  for (int i = 0; i < n; i++) {
+    std::cin >> metadata[i].name >> tensors[i].ne[0];
+    tensors[i].ne[1] = tensors[i].ne[2] = tensors[i].ne[3] = 1;
+    std::strncpy(tensors[i].name, metadata[i].name.c_str(), GGML_MAX_NAME - 1);
+  }
+  init_quantize_state_counters(qs, metadata);
+  const ggml_type usual = llama_ftype_get_default_type(llama_ftype(ftype));
+  for (int i = 0; i < n; i++) {
+    auto type = llama_tensor_get_type_impl(qs, usual, &tensors[i], llama_ftype(ftype), metadata[i].category);
+    std::cout << metadata[i].name << ' ' << int(tensor_type_fallback(qs, &tensors[i], type)) << '\n';
+  }
+}
+// What the header-only use of ggml needs of the library.
+extern "C" {
+int64_t ggml_blck_size(enum ggml_type t) {
+  if (t >= GGML_TYPE_Q2_K && t <= GGML_TYPE_Q8_K) return 256;
+  if (t == GGML_TYPE_IQ4_XS) return 256;
+  if (t == GGML_TYPE_F32 || t == GGML_TYPE_F16 || t == GGML_TYPE_BF16) return 1;
+  return 32;
+}
+const char * ggml_type_name(enum ggml_type) { return ""; }
+const char * ggml_get_name(const struct ggml_tensor * t) { return t->name; }
+}
+"""
+_CUTS = (
+    ("enum class tensor_category {", "// max amount of tensor data"),
+    ("static bool tensor_name_match_token_embd", "//\n// dequantization"),
+    ("// incompatible tensor shapes are handled here", "// outer wrapper: determine"),
+    ("ggml_type llama_ftype_get_default_type(", "static void init_quantize_state_counters"),
+    ("static void init_quantize_state_counters", "//\n// main quantization driver"),
+)
+
 
 _WIDE = replace(PLAIN, dim=256, head_dim=64, n_heads=4, n_kv_heads=4, hidden_dim=256, vocab_size=32)
 _MANY = replace(PLAIN, dim=256, head_dim=32, n_heads=8, n_kv_heads=2, hidden_dim=256, vocab_size=32)
@@ -48,44 +110,32 @@ MODELS: dict[str, ModelSpec] = {
 }
 
 
-def write(path: Path, spec: ModelSpec) -> None:
-    """A GGUF file of this architecture; all weights are zero."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(spec.n_layers)
-    writer.add_context_length(spec.max_context)
-    writer.add_embedding_length(spec.dim)
-    writer.add_feed_forward_length(spec.hidden_dim)
-    writer.add_head_count(spec.n_heads)
-    writer.add_head_count_kv(spec.n_kv_heads)
-    writer.add_rope_dimension_count(spec.head_dim)
-    writer.add_layer_norm_rms_eps(spec.norm_eps)
-    writer.add_vocab_size(spec.vocab_size)
-    if spec.moe:
-        writer.add_expert_count(spec.moe.n_experts)
-        writer.add_expert_used_count(spec.moe.n_experts_per_token)
+def build(source: Path, folder: Path) -> Path:
+    """The program that plans, compiled from llama.cpp's functions."""
+    text = (source / "src" / "llama-quant.cpp").read_text()
+    parts = []
+    for start, end in _CUTS:
+        begin = text.index(start)
+        parts.append(text[begin : text.index(end, begin + 1)])
+    program = folder / "plan"
+    program.with_suffix(".cpp").write_text(_BEFORE + "\n".join(parts) + _AFTER)
+    includes = [f"-I{source / 'include'}", f"-I{source / 'ggml' / 'include'}"]
+    subprocess.run(["c++", "-std=c++17", "-w", *includes, program.with_suffix(".cpp"), "-o", program], check=True)
+    return program
+
+
+def planned(program: Path, spec: ModelSpec, number: int, importance: bool) -> dict[str, str]:
+    """GGUF's tensor names and the types that llama.cpp gives them; those it never quantises are left out."""
+    names: dict[str, int] = {}
     for name, shape in tensor_shapes(spec).items():
-        if ".experts." not in name:
-            writer.add_tensor(gguf_name(name), np.zeros(shape, np.float32))
-        elif ".experts.0." in name:
-            assert spec.moe
-            writer.add_tensor(gguf_name(name), np.zeros((spec.moe.n_experts, *shape), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def planned(program: Path, model: Path, file_type: str) -> dict[str, str]:
-    """GGUF's tensor names and the types that `llama-quantize` gives them; unquantised ones are left out."""
-    done = subprocess.run(
-        [program, "--dry-run", model, file_type], capture_output=True, text=True, check=True, timeout=300
-    )
-    found = {}
-    for line in (done.stdout + done.stderr).splitlines():
-        match = re.search(r"\] +(\S+) .*\(([\w]+)\)\s*$", line)
-        if match:
-            found[match[1]] = match[2].upper()
-    return found
+        if len(shape) == 2 and not name.endswith(".router.weight"):
+            names.setdefault(gguf_name(name), shape[1])
+    is_70b = spec.n_layers == 80 and spec.n_heads != spec.n_kv_heads and not (spec.moe and spec.moe.n_experts == 8)
+    experts = spec.moe.n_experts if spec.moe else 0
+    facts = [number, spec.heads_per_kv_head, spec.n_layers, experts, int(is_70b), int(importance), len(names)]
+    given = " ".join(map(str, facts)) + "\n" + "\n".join(f"{name} {columns}" for name, columns in names.items())
+    done = subprocess.run([program], input=given, capture_output=True, text=True, check=True, timeout=60)
+    return {name: BY_GGML_ID[int(kind)].name for name, kind in (line.split() for line in done.stdout.splitlines())}
 
 
 def runs(types: list[str]) -> str:
@@ -102,19 +152,22 @@ def by_part(types: dict[str, str], n_layers: int) -> dict[str, str]:
 
 
 def main() -> int:
-    program = Path(sys.argv[1]).resolve()
-    golden: dict[str, dict[str, dict[str, str]]] = {}
+    source = Path(sys.argv[1]).resolve()
+    lines = []
     with tempfile.TemporaryDirectory() as folder:
+        program = build(source, Path(folder))
         for label, spec in MODELS.items():
-            model = Path(folder, "model.gguf")
-            write(model, spec)
-            golden[label] = {
-                name: by_part(planned(program, model, name), spec.n_layers)
-                for name, kind in FILE_TYPES.items()
-                if kind.type not in ("F32", "F16", "BF16")
-            }
-            print(label, flush=True)
-    PATH.write_text(json.dumps(golden, indent=1) + "\n")
+            plans: dict[str, dict[str, str]] = {}
+            for name, kind in FILE_TYPES.items():
+                if kind.type in ("F32", "F16", "BF16"):
+                    continue
+                plain, guided = (planned(program, spec, kind.number, importance) for importance in (False, True))
+                plans[name] = by_part(plain, spec.n_layers)
+                if guided != plain:
+                    plans[f"{name}, importance"] = by_part(guided, spec.n_layers)
+            rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(plan)}" for name, plan in plans.items())
+            lines.append(f" {json.dumps(label)}: {{\n{rows}\n }}")
+    PATH.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     return 0
 
 
