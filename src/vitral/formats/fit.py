@@ -97,14 +97,16 @@ def _error(x: F32, w: F32 | None, values: F32) -> F32:
 def _extreme(x: F32) -> F32:
     """The element of the largest magnitude."""
     highest, lowest = x.max(axis=0), x.min(axis=0)
-    return np.where(highest > -lowest, highest, lowest)
+    extreme: F32 = np.where(highest > -lowest, highest, lowest)
+    return extreme
 
 
 def _fit_half(x: F32, w: F32, grid: Grid) -> F32:
     """Best float16 scale of the scales x of a block's groups; in float64, to tell apart what fits almost alike."""
     wide: Any = np.float64
     scale, _ = fit_scale(x.astype(wide), w.astype(wide), grid, halves=True)
-    return scale.astype(np.float32)
+    found: F32 = scale.astype(np.float32)
+    return found
 
 
 def fit_scale(x: F32, w: F32 | None, grid: Grid, rounds: int = 2, *, halves: bool = False) -> tuple[F32, F32]:
