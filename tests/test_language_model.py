@@ -30,7 +30,9 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], template: str | None = None) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], template: str | None = None, tools: Any = None
+    ) -> list[int]:
         assert template in (None, "ours")
         return self.encode("".join(f"{m['role']}:{m['content']};" for m in messages))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitral.engine.request import FinishReason, SamplingParams, TokenScore
+from vitral.engine.tool_parser import ToolCall
 from vitral.errors import RequestError
 
 __all__ = ["Completion", "Perplexity", "StopStrings", "Timings", "Usage"]
@@ -42,6 +43,7 @@ class Completion:
     finish_reason: "stop" (a stop token or string), "length" (max_tokens or the context) or "cancelled".
     conforms: whether the text fulfils the constraint; None without one. False where max_tokens, the
         context or a stop string cut it short.
+    tool_calls: the calls of tools in order; the last one's arguments are cut where the answer was.
     seed: the one in use, drawn if none was given; with `params` and `prompt_ids` it gives the same answer.
     """
 
@@ -56,6 +58,7 @@ class Completion:
     usage: Usage
     timings: Timings
     conforms: bool | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

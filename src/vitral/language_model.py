@@ -8,9 +8,11 @@ with vitral.load("smollm2:135m") as model:
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +33,8 @@ from vitral.engine.request import (
     SamplingParams,
     TokenScore,
 )
+from vitral.engine.tool_parser import Delta, TextDelta, ToolParser
+from vitral.engine.tools import CallFormat, ToolChoice, ToolUse, call_id, messages_for_template, use_tools
 from vitral.errors import RequestError, SettingsError
 from vitral.model.law import F32
 from vitral.model.spec import ModelSpec
@@ -179,6 +183,9 @@ class LanguageModel:
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
         constraint: Constraint | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
     ) -> Completion:
         """Continue a text, answer messages, or continue ids: exactly one of the three.
 
@@ -188,6 +195,10 @@ class LanguageModel:
         token is taken; `SamplingParams` explains the numbers. `stop` is one string or several, at which
         the answer ends; `ignore_eos` goes on behind the model's own end. `constraint` holds the answer to
         a form; log-probabilities stay those of the model without it.
+
+        `tools` are functions that the answer to messages may call, in OpenAI's form; `tool_choice` is
+        "none", "auto", "required" or {"type": "function", "function": {"name": ...}}. Calls obey the
+        schemas of their tools. They are in `tool_calls`, not in `text`.
 
         Raises ContextOverflow if prompt and max_tokens do not fit the context, RequestError for
         anything else that cannot be served.
@@ -218,6 +229,9 @@ class LanguageModel:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             constraint=constraint,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
         )
         with stream:
             for _ in stream:
@@ -246,6 +260,9 @@ class LanguageModel:
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
         constraint: Constraint | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
     ) -> Stream:
         """Like `generate`, but gives the text in pieces as they become certain.
 
@@ -255,7 +272,10 @@ class LanguageModel:
         ...     "".join(stream) == stream.completion.text
         True
         """
-        prompt, continuing = self._prompt(text, messages, ids, template)
+        use = self._tool_use(messages, constraint, tools, tool_choice, parallel_tool_calls)
+        if use is not None:
+            constraint, template = use.constraint, template or use.template
+        prompt, continuing = self._prompt(text, messages, ids, template, tools if use is not None else None)
         params = SamplingParams(
             temperature=temperature,
             top_k=top_k,
@@ -275,7 +295,30 @@ class LanguageModel:
         matcher = None
         if constraint is not None:
             matcher = self.grammars.start(constraint, stop_ids=params.stop_ids, continuing=continuing)
-        return Stream(self.engine, self.tokenizer, prompt, params, stops, matcher, continuing=continuing)
+        format = None if use is None else use.format
+        return Stream(
+            self.engine, self.tokenizer, prompt, params, stops, matcher, continuing=continuing, call_format=format
+        )
+
+    def _tool_use(
+        self,
+        messages: Messages | None,
+        constraint: Constraint | None,
+        tools: Sequence[Mapping[str, Any]] | None,
+        choice: ToolChoice,
+        parallel: bool,
+    ) -> ToolUse | None:
+        """What tools ask for; None where the answer may not call any."""
+        if not tools:
+            if choice not in ("auto", "none"):
+                raise RequestError(f"tool_choice is {choice!r:.80} without tools; give tools, or leave it out")
+            return None
+        if messages is None:
+            raise RequestError("tools go with messages; give messages, or leave tools out")
+        if constraint is not None and choice != "none":
+            raise RequestError("constraint and tools were both given; leave one out, or say tool_choice none")
+        use = use_tools(self.tokenizer, tools, choice, parallel=parallel)
+        return None if choice == "none" else use
 
     def perplexity(
         self,
@@ -332,7 +375,12 @@ class LanguageModel:
         return losses
 
     def _prompt(
-        self, text: str | None, messages: Messages | None, ids: Sequence[int] | None, template: str | None
+        self,
+        text: str | None,
+        messages: Messages | None,
+        ids: Sequence[int] | None,
+        template: str | None,
+        tools: Sequence[Mapping[str, Any]] | None,
     ) -> tuple[list[int], bool]:
         """The ids to read, and whether the answer goes on from text that is already there."""
         given = [name for name, value in (("text", text), ("messages", messages), ("ids", ids)) if value is not None]
@@ -341,7 +389,7 @@ class LanguageModel:
                 f"{' and '.join(given) or 'nothing'} was given to generate from; allowed: one of text, messages, ids"
             )
         if messages is not None:
-            return self.tokenizer.encode_chat(messages, template=template), False
+            return self.tokenizer.encode_chat(messages_for_template(messages), tools=tools, template=template), False
         if template is not None:
             raise RequestError(f"template {template!r} was given without messages; give messages, or leave it out")
         prompt = self.tokenizer.encode(text) if text is not None else [int(token) for token in ids or ()]
@@ -361,6 +409,7 @@ class Stream(Iterator[str]):
         matcher: Matcher | None,
         *,
         continuing: bool,
+        call_format: CallFormat | None = None,
     ) -> None:
         self._began = time.perf_counter()
         self._answer = engine.answer(prompt, params, constraint=matcher)
@@ -369,10 +418,14 @@ class Stream(Iterator[str]):
         self._stops = stops
         self._prompt, self._params = prompt, params
         self._text = ""
+        self._waiting: deque[Delta] = deque()
         self._tokens: list[int] = []
         self._scores: list[TokenScore] = []
         self._prompt_scores: tuple[TokenScore, ...] | None = None
         self._first_token_s: float | None = None
+        self._tools: ToolParser | None = None
+        if call_format is not None:
+            self._tools = ToolParser(call_format, functools.partial(call_id, call_format, prompt, self._answer.seed))
         self._conforms: bool | None = None if matcher is None else False
         self._completion: Completion | None = None
 
@@ -403,17 +456,24 @@ class Stream(Iterator[str]):
         return self
 
     def __next__(self) -> str:
-        while self._completion is None:
+        for delta in self.deltas():
+            if isinstance(delta, TextDelta):
+                return delta.text
+        raise StopIteration
+
+    def deltas(self) -> Iterator[Delta]:
+        """The answer in pieces as iteration gives it, and the pieces of tool calls among them."""
+        while self._waiting or self._completion is None:
+            if self._waiting:
+                yield self._waiting.popleft()
+                continue
             try:
-                piece = self._take(next(self._answer))
+                self._waiting.extend(self._take(next(self._answer)))
             except BaseException:
                 self.close()
                 raise
-            if piece:
-                return piece
-        raise StopIteration
 
-    def _take(self, event: Event) -> str:
+    def _take(self, event: Event) -> list[Delta]:
         piece = ""
         ended: FinishReason | None = None
         match event:
@@ -427,13 +487,16 @@ class Stream(Iterator[str]):
                 self._conforms = conforms
                 piece = self._stops.push(self._decoder.finish()) + self._stops.finish()
                 ended = reason
-        self._text += piece
         if self._stops.stopped:
             ended = "stop"
             self._conforms = None if self._conforms is None else False  # the text was cut
+        deltas: list[Delta] = [TextDelta(piece)] if piece else []
+        if self._tools is not None:
+            deltas = self._tools.push(piece) + (self._tools.finish() if ended is not None else [])
+        self._text += "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
         if ended is not None:
             self._end(ended)
-        return piece
+        return deltas
 
     def _token(self, token: int, score: TokenScore | None) -> str:
         if self._first_token_s is None:
@@ -460,6 +523,7 @@ class Stream(Iterator[str]):
             usage=Usage(len(self._prompt), self._answer.cached, len(self._tokens)),
             timings=Timings(self._first_token_s, time.perf_counter() - self._began),
             conforms=self._conforms,
+            tool_calls=() if self._tools is None else tuple(self._tools.calls),
         )
 
 
