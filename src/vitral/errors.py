@@ -19,6 +19,7 @@ VitralError                     anything that is the caller's to put right
 │   ├── Overloaded                more work is queued than the server takes on
 │   ├── ShuttingDown              the server is on its way out
 │   └── RecordStoreError          records cannot be written, so no answer may be given
+├── LicenceError                terms, a use or a licence name that cannot be read
 └── HubError                    a model that cannot be found, fetched or verified
     ├── ModelNotFound             no such path, short name or repository
     └── DigestMismatch            the bytes are not the ones that were promised
@@ -35,6 +36,7 @@ __all__ = [
     "FormatError",
     "HardwareError",
     "HubError",
+    "LicenceError",
     "ModelNotFound",
     "NumericalError",
     "Overloaded",
@@ -132,6 +134,10 @@ class ShuttingDown(ServiceError):
 
 class RecordStoreError(ServiceError):
     """Records cannot be written, so no answer may be given."""
+
+
+class LicenceError(VitralError):
+    """Terms, an intended use or the name of a licence that cannot be read."""
 
 
 class HubError(VitralError):

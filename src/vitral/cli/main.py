@@ -1,7 +1,7 @@
 """`vitral`: one thin file per command; errors are one line and exit code 2.
 
-Exit codes: 0 done, 1 the answer is no (a failed self-test), 2 the caller must put something right,
-130 interrupted. With --json, standard output holds one JSON document in every case: the answer, or
+Exit codes: 0 done, 1 the answer is no (a failed self-test, a denied use), 2 the caller must put something right,
+3 a person must decide, 4 a duty is not kept yet (both `licence` alone), 130 interrupted. With --json, standard output holds one JSON document in every case: the answer, or
 `{"error": {"type": ..., "message": ...}}`.
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitral.cli import convert, doctor, models, perplexity, quantize, replay, run, serve, show, tokenize
+from vitral.cli import convert, doctor, licence, models, perplexity, quantize, replay, run, serve, show, tokenize
 from vitral.cli.output import print_json
 from vitral.errors import VitralError
 
@@ -42,6 +42,7 @@ app.command()(quantize.quantize)
 app.command()(perplexity.perplexity)
 app.command()(tokenize.tokenize)
 app.command()(doctor.doctor)
+app.add_typer(licence.app, name="licence")
 
 
 def _print_version(wanted: bool) -> None:

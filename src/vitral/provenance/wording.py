@@ -1,0 +1,152 @@
+"""The words of reports in English and Brazilian Portuguese, and the questions that fill unknown facts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from vitral.provenance.judgement import Finding, Outcome
+from vitral.provenance.use import FIELDS, PURPOSES
+
+__all__ = ["DUTY_GROUPS", "Language", "OUTCOMES", "QUESTIONS", "ROLES", "SURE", "WORDS", "question", "text_of"]
+
+Language = Literal["en", "pt"]
+
+WORDS: Mapping[str, tuple[str, str]] = {
+    "title": ("May you use {model} for this?", "Você pode usar {model} para isto?"),
+    "stated": ("What you said", "O que você informou"),
+    "decides": ("What decides", "O que decide"),
+    "open": ("To settle first", "A resolver antes"),
+    "facts": ("Facts that are missing", "Fatos que faltam"),
+    "duties": ("What you must do", "O que você deve fazer"),
+    "records": ("Keep with your records", "Guarde nos seus registros"),
+    "rests": ("What this rests on", "Em que isto se apoia"),
+    "licences": ("Licences that were read", "Licenças que foram lidas"),
+    "part": ("part", "parte"),
+    "role": ("role", "papel"),
+    "licence": ("licence", "licença"),
+    "evidence": ("what says so", "o que o diz"),
+    "version": ("version of", "versão de"),
+    "source": ("where its text was read", "onde o texto foi lido"),
+    "read": ("read on", "lida em"),
+    "sure": ("how sure", "certeza"),
+    "none": ("no licence found", "nenhuma licença encontrada"),
+    "inherited": (
+        "no label of its own: the terms of what it is made from apply",
+        "sem rótulo próprio: valem os termos daquilo de que é feito",
+    ),
+    "instead": ("Instead:", "Alternativa:"),
+    "unmet": ("not kept: the name is “{name}”", "não cumprido: o nome é “{name}”"),
+    "met": ("kept: the name is “{name}”", "cumprido: o nome é “{name}”"),
+    "turns": ("{n} clauses turn on it: {refs}", "{n} cláusulas dependem disto: {refs}"),
+    "turns_one": ("one clause turns on it: {refs}", "uma cláusula depende disto: {refs}"),
+    "advice": (
+        "This is an engineer's reading of published terms, not legal advice; a lawyer can check each clause at the place given.",
+        "Esta é a leitura de um engenheiro sobre termos publicados, não aconselhamento jurídico; um advogado pode conferir cada cláusula no lugar indicado.",
+    ),
+    "made": ("Made by vitral licence check on {day}.", "Feito por vitral licence check em {day}."),
+    "nothing": ("nothing", "nada"),
+    "yes": ("yes", "sim"),
+    "no": ("no", "não"),
+}
+
+OUTCOMES: Mapping[Outcome, tuple[tuple[str, str], tuple[str, str]]] = {
+    Outcome.ALLOWED: (
+        ("Allowed", "Permitido"),
+        (
+            "Yes. No clause stands in the way, and none asks anything of you.",
+            "Sim. Nenhuma cláusula impede, e nenhuma lhe exige algo.",
+        ),
+    ),
+    Outcome.DUTIES: (
+        ("Allowed with duties", "Permitido com deveres"),
+        ("Yes, as long as you keep the duties below.", "Sim, desde que você cumpra os deveres abaixo."),
+    ),
+    Outcome.PERSON: (
+        ("Needs a person", "Precisa de uma pessoa"),
+        (
+            "Not yet. The points below are open; a person must settle them before you go ahead.",
+            "Ainda não. Os pontos abaixo estão em aberto; uma pessoa deve resolvê-los antes de você seguir.",
+        ),
+    ),
+    Outcome.DENIED: (
+        ("Denied", "Negado"),
+        (
+            "No. At least one clause forbids this use as you describe it.",
+            "Não. Ao menos uma cláusula proíbe este uso como você o descreve.",
+        ),
+    ),
+}
+
+DUTY_GROUPS: tuple[tuple[tuple[str, str], tuple[str, ...]], ...] = (
+    (("The name of the model", "O nome do modelo"), ("name",)),
+    (("Where users see it", "Onde os usuários veem"), ("display",)),
+    (("In the package", "No pacote"), ("copy", "notice", "attribution", "changes", "documentation")),
+    (
+        ("In contracts and terms of service", "Nos contratos e termos de serviço"),
+        ("pass-through", "share-alike", "contract"),
+    ),
+    (("In how you use it", "No modo de usar"), ("policy", "register")),
+)
+
+ROLES: Mapping[str, tuple[str, str]] = {
+    "model": ("the model itself", "o próprio modelo"),
+    "base": ("its base", "sua base"),
+    "adapter": ("adapter", "adaptador"),
+    "merged": ("merged parent", "modelo mesclado"),
+    "dataset": ("data set", "conjunto de dados"),
+    "outputs": ("wrote training data", "escreveu dados de treino"),
+}
+
+SURE: Mapping[str, tuple[str, str]] = {
+    "primary": ("the text itself", "o próprio texto"),
+    "quoted": ("clauses as quoted", "cláusulas como citadas"),
+    "secondary": ("descriptions alone", "só descrições"),
+}
+
+QUESTIONS: Mapping[str, tuple[str, str]] = {
+    "commercial": ("Is the use commercial: for money, or in the work of a business?", "O uso é comercial: por dinheiro, ou no trabalho de uma empresa?"),
+    "production": ("Is it production: do real users or real work depend on it?", "É produção: usuários ou trabalho reais dependem disto?"),
+    "modifies": ("Do you change the weights (tune, merge, quantise, convert)?", "Você altera os pesos (ajustar, mesclar, quantizar, converter)?"),
+    "shares_weights": ("Do you give the weights, or changed ones, to others?", "Você entrega os pesos, ou pesos alterados, a terceiros?"),
+    "shares_product": ("Do you give others a product with the weights inside?", "Você entrega a terceiros um produto com os pesos dentro?"),
+    "serves": ("Do others use the model over a network, without getting the weights?", "Outros usam o modelo pela rede, sem receber os pesos?"),
+    "trains_on_outputs": ("Is what the model writes used to improve another language model?", "O que o modelo escreve é usado para melhorar outro modelo de linguagem?"),
+    "removes_safety": ("Is safety training, or a guardrail, taken out?", "Algum treino de segurança ou salvaguarda é removido?"),
+    "purpose": (f"What is the purpose ({', '.join(PURPOSES)})?", f"Qual é a finalidade ({', '.join(PURPOSES)})?"),
+    "fields": (f"Which of these fields of use does it touch, if any ({', '.join(FIELDS)})?", f"Quais destes campos de uso alcança, se algum ({', '.join(FIELDS)})?"),
+    "text_only": ("Does only text go in and out?", "Só texto entra e sai?"),
+    "received": ("How was it received (direct, in_product, as_service)?", "Como foi recebido (direct, in_product, as_service)?"),
+    "competes": ("Does the result compete with the maker of the model?", "O resultado concorre com quem fez o modelo?"),
+    "company": ("Who acts (company, person, research, public)?", "Quem age (company, person, research, public)?"),
+    "domicile": ("In which country is the seat (two letters, such as BR)?", "Em que país é a sede (duas letras, como BR)?"),
+    "multimodal": ("Does the model take images or sound, not text alone?", "O modelo recebe imagens ou som, não só texto?"),
+    "generated_by_you": ("Did you generate this data yourself? Say so in [[made_from]] generated_by.", "Você mesmo gerou estes dados? Diga em [[made_from]] generated_by."),
+    "users.now": ("How many people a month use the products of your group now?", "Quantas pessoas por mês usam os produtos do seu grupo hoje?"),
+    "users.product": ("How many people a month use this product now?", "Quantas pessoas por mês usam este produto hoje?"),
+    "revenue.month": ("What did your group, or your employer's, take in last month (US dollars)?", "Quanto seu grupo, ou o do seu empregador, faturou no mês passado (dólares)?"),
+    "revenue.year": ("What does your group take in a year (US dollars)?", "Quanto seu grupo fatura por ano (dólares)?"),
+    "revenue.product_month": ("What does this product take in a month (US dollars)?", "Quanto este produto fatura por mês (dólares)?"),
+}  # fmt: skip
+
+_MONTH = re.compile(r"users\.(\d{4}-\d{2})")
+
+
+def question(fact: str, language: Language = "en") -> str:
+    """The question that settles a fact.
+
+    >>> question("users.2024-06")
+    'How many people used the products of your group, affiliates included, in 2024-06?'
+    """
+    if month := _MONTH.fullmatch(fact):
+        return (
+            f"How many people used the products of your group, affiliates included, in {month[1]}?",
+            f"Quantas pessoas usaram os produtos do seu grupo, coligadas incluídas, em {month[1]}?",
+        )[language == "pt"]
+    return QUESTIONS[fact][language == "pt"]
+
+
+def text_of(finding: Finding, language: Language) -> str:
+    """What a finding says, in a language."""
+    return finding.pt if language == "pt" else finding.text
