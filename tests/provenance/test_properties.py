@@ -65,14 +65,14 @@ def more_demanding(use: Use, flag: str) -> Use:
     return replace(use, **{flag: True})
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(dossiers, uses(), st.sampled_from(FLAGS))
 def test_doing_more_never_gets_a_milder_verdict(dossier: Dossier, use: Use, flag: str) -> None:
     less = replace(use, **{flag: False})
     assert judge(dossier, more_demanding(use, flag)).outcome >= judge(dossier, less).outcome
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(dossiers, uses(), st.sampled_from(FIELDS))
 def test_one_more_field_of_use_never_gets_a_milder_verdict(dossier: Dossier, use: Use, field: str) -> None:
     known = replace(use, fields=use.fields or ())
@@ -88,7 +88,7 @@ def test_more_users_never_get_a_milder_verdict(dossier: Dossier, use: Use, key: 
     assert judge(dossier, large).outcome >= judge(dossier, small).outcome
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(dossiers, parts, uses())
 def test_one_more_part_removes_no_duty_and_mends_no_verdict(dossier: Dossier, new: Component, use: Use) -> None:
     before = judge(dossier, use)
@@ -98,7 +98,7 @@ def test_one_more_part_removes_no_duty_and_mends_no_verdict(dossier: Dossier, ne
     assert after.outcome >= before.outcome
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(dossiers, uses(), st.randoms())
 def test_the_order_of_parts_changes_nothing(dossier: Dossier, use: Use, random: Any) -> None:
     shuffled = list(dossier.components)
@@ -106,7 +106,7 @@ def test_the_order_of_parts_changes_nothing(dossier: Dossier, use: Use, random: 
     assert judge(of(*shuffled), use).findings == judge(dossier, use).findings
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     dossiers,
     uses(),
@@ -130,12 +130,12 @@ def test_a_fact_that_becomes_unknown_never_gives_a_milder_verdict_than_any_value
     }
     outcomes = [judge(dossier, replace(use, **{name: value})).outcome for value in values.get(name, (False, True))]
     unknown = judge(dossier, replace(use, **{name: None})).outcome
-    if max(outcomes) > Outcome.DUTIES > min(outcomes) or max(outcomes) > min(outcomes):
-        assert unknown >= min(outcomes)
+    assert unknown >= min(outcomes)
+    if max(outcomes) > min(outcomes):
         assert unknown is not Outcome.ALLOWED
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(dossiers, uses())
 def test_every_consequence_of_a_clause_names_where_it_stands(dossier: Dossier, use: Use) -> None:
     for finding in judge(dossier, use).findings:

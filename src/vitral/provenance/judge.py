@@ -46,16 +46,16 @@ def judge(dossier: Dossier, use: Use) -> Judgement:
     findings: list[Finding] = []
     for part in dossier.components:
         findings += about_evidence(part, dossier)
-        for claim in part.claims:  # of alternatives, the mildest is chosen: that is what "or" grants
-            options = [list(_of_licence(part, catalogue()[id], dossier, use)) for id in claim]
-            findings += min(options, key=_weight)
+        for claim in part.claims:
+            findings += _mildest([list(_of_licence(part, catalogue()[id], dossier, use)) for id in claim])
     findings += conflicts(dossier, use, findings)
     unique = sorted(set(findings), key=_order)
     return Judgement(_severity(unique), dossier, use, tuple(unique))
 
 
-def _weight(findings: list[Finding]) -> tuple[Outcome, int]:
-    return _severity(findings), len(findings)
+def _mildest(options: Sequence[list[Finding]]) -> list[Finding]:
+    """Of alternatives, the one that asks least: that is what "or" grants."""
+    return min(options, key=lambda found: (_severity(found), len(found)))
 
 
 def _severity(findings: Sequence[Finding]) -> Outcome:

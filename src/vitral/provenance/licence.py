@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vitral.provenance.gather import gather
 from vitral.provenance.judge import ACT_NAMES, judge
@@ -78,7 +77,7 @@ def compare(first: str, second: str) -> tuple[Difference, ...]:
         if act in other.rights
         for a, b in [(_right(one.rights[act]), _right(other.rights[act]))]
     ]
-    sides: list[dict[str, Any]] = [{}, {}]
+    sides: list[dict[tuple[str, str], Clause]] = [{}, {}]
     for side, entry in zip(sides, (one, other), strict=True):
         policy = catalogue().get(entry.policy)
         for clause in entry.clauses + (policy.clauses if policy else ()):

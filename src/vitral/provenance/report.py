@@ -15,7 +15,18 @@ from vitral.provenance.component import INSIDE, Component
 from vitral.provenance.judgement import Finding, Judgement
 from vitral.provenance.terms import catalogue
 from vitral.provenance.use import Use
-from vitral.provenance.wording import DUTY_GROUPS, OUTCOMES, ROLES, SURE, WORDS, Language, question, text_of
+from vitral.provenance.wording import (
+    DUTY_GROUPS,
+    OUTCOMES,
+    ROLES,
+    SURE,
+    WORDS,
+    Language,
+    place,
+    question,
+    text_of,
+    value,
+)
 
 __all__ = ["Point", "Report", "report", "to_html", "to_json"]
 
@@ -84,7 +95,7 @@ def report(judgement: Judgement, language: Language = "en", day: datetime.date |
 def _counts(judgement: Judgement, language: Language) -> Iterator[str]:
     """How much there is to do, in sentences."""
     pt = language == "pt"
-    denied = list(dict.fromkeys(_ref(found) for found in judgement.of("denied")))
+    denied = list(dict.fromkeys(_ref(found, language) for found in judgement.of("denied")))
     duties = {(duty.licence, duty.clause) for duty in judgement.of("duty")}
     if denied:
         yield f"{'Decide' if pt else 'Decisive'}: {'; '.join(denied[:3])}{' …' if len(denied) > 3 else ''}."
@@ -123,18 +134,20 @@ def _point(group: list[Finding], judgement: Judgement, language: Language) -> Po
         own = judgement.use.name or judgement.dossier.model.rsplit("/", 1)[-1]
         more = words["met" if first.met else "unmet"].format(name=own)
     parts = tuple(dict.fromkeys(found.part for found in group))
-    return Point(text_of(first, language), _ref(first), parts, first.say, first.file, more, first.met is False)
+    return Point(
+        text_of(first, language), _ref(first, language), parts, first.say, first.file, more, first.met is False
+    )
 
 
-def _ref(found: Finding) -> str:
-    return " ".join(filter(None, (found.licence, found.ref)))
+def _ref(found: Finding, language: Language = "en") -> str:
+    return " ".join(filter(None, (found.licence, place(found.ref, language))))
 
 
 def _facts(judgement: Judgement, language: Language) -> Iterator[Point]:
     words = {key: pair[language == "pt"] for key, pair in WORDS.items()}
     for fact in judgement.missing:
         waiting = [found for found in judgement.of("question") if fact in judgement.facts_for(found)]
-        refs = list(dict.fromkeys(_ref(found) for found in waiting))
+        refs = list(dict.fromkeys(_ref(found, language) for found in waiting))
         shown = "; ".join(refs[:4]) + (" …" if len(refs) > 4 else "")
         turns = words["turns_one" if len(refs) == 1 else "turns"].format(n=len(refs), refs=shown)
         yield Point(question(fact, language), "", tuple(dict.fromkeys(found.part for found in waiting)), more=turns)
@@ -149,7 +162,7 @@ def _duties(judgement: Judgement, language: Language) -> Iterator[tuple[str, tup
 
 def _stated(use: Use, language: Language) -> Iterator[str]:
     pt = language == "pt"
-    who = ", ".join(filter(None, (use.who, use.actor, use.domicile)))
+    who = ", ".join(filter(None, (use.who, use.actor and value(use.actor, language), use.domicile)))
     if who:
         yield f"{'quem' if pt else 'who'}: {who}"
     does = {
@@ -170,21 +183,27 @@ def _stated(use: Use, language: Language) -> Iterator[str]:
     said = [words for value, words in does.values() if value]
     not_said = [words for value, words in does.values() if value is False]
     if use.purpose:
-        yield f"{'finalidade' if pt else 'purpose'}: {use.purpose}"
+        yield f"{'finalidade' if pt else 'purpose'}: {value(use.purpose, language)}"
     if said:
         yield f"{'sim' if pt else 'yes'}: {', '.join(said)}"
     if not_said:
         yield f"{'não' if pt else 'no'}: {', '.join(not_said)}"
     if use.fields is not None:
-        yield f"{'campos de uso sensíveis' if pt else 'sensitive fields of use'}: {', '.join(use.fields) or WORDS['nothing'][pt]}"
+        yield f"{'campos de uso sensíveis' if pt else 'sensitive fields of use'}: {', '.join(value(each, language) for each in use.fields) or WORDS['nothing'][pt]}"
     for name, numbers in (
         ("usuários por mês" if pt else "users a month", use.users),
         ("receita em US$" if pt else "revenue in US$", use.revenue),
     ):
         if numbers:
-            yield f"{name}: " + ", ".join(f"{key} {number:,}" for key, number in sorted(numbers.items()))
+            yield f"{name}: " + ", ".join(
+                f"{value(key, language)} {_grouped(number, language)}" for key, number in sorted(numbers.items())
+            )
     if use.name:
         yield f"{'nome pretendido' if pt else 'intended name'}: {use.name}"
+
+
+def _grouped(number: int, language: Language) -> str:
+    return f"{number:,}".replace(",", "." if language == "pt" else ",")
 
 
 def _part(part: Component, judgement: Judgement, language: Language) -> tuple[str, str, str, str]:
@@ -192,7 +211,12 @@ def _part(part: Component, judgement: Judgement, language: Language) -> tuple[st
     parents = any(other.role in INSIDE and other.role != "model" for other in judgement.dossier.components)
     inherits = part.role == "model" and parents and not part.claims
     licences = ", ".join(" / ".join(claim) for claim in part.claims) or words["inherited" if inherits else "none"]
-    says = "; ".join(dict.fromkeys(f"{item.where} (“{item.said}”)" for item in part.evidence)) or "—"
+    says = (
+        "; ".join(
+            dict.fromkeys(f"{place(item.where, language)} (“{place(item.said, language)}”)" for item in part.evidence)
+        )
+        or "—"
+    )
     return part.name, ROLES[part.role][language == "pt"], licences, says
 
 

@@ -9,7 +9,19 @@ from typing import Literal
 from vitral.provenance.judgement import Finding, Outcome
 from vitral.provenance.use import FIELDS, PURPOSES
 
-__all__ = ["DUTY_GROUPS", "Language", "OUTCOMES", "QUESTIONS", "ROLES", "SURE", "WORDS", "question", "text_of"]
+__all__ = [
+    "DUTY_GROUPS",
+    "Language",
+    "OUTCOMES",
+    "QUESTIONS",
+    "ROLES",
+    "SURE",
+    "WORDS",
+    "place",
+    "question",
+    "text_of",
+    "value",
+]
 
 Language = Literal["en", "pt"]
 
@@ -129,6 +141,74 @@ QUESTIONS: Mapping[str, tuple[str, str]] = {
     "revenue.year": ("What does your group take in a year (US dollars)?", "Quanto seu grupo fatura por ano (dólares)?"),
     "revenue.product_month": ("What does this product take in a month (US dollars)?", "Quanto este produto fatura por mês (dólares)?"),
 }  # fmt: skip
+
+_IN_PORTUGUESE = (
+    ("last sentence", "última frase"),
+    ("last paragraph", "último parágrafo"),
+    ("the threshold sentence", "a frase do limiar"),
+    ("first limb", "primeira parte"),
+    ("second limb", "segunda parte"),
+    ("through §1.b.iv of the licence", "por meio do §1.b.iv da licença"),
+    ("your statement", "sua declaração"),
+    ("the maker's card, read on", "o cartão de quem o fez, lido em"),
+    ("the name ", "o nome "),
+    ("text of ", "texto de "),
+    ("of the text of", "do texto de"),
+    ("of the texto de", "do texto de"),
+)
+_VALUES: Mapping[str, tuple[str, str]] = {
+    "company": ("a company", "uma empresa"),
+    "person": ("a person", "uma pessoa"),
+    "research": ("research", "pesquisa"),
+    "public": ("a public body", "um órgão público"),
+    "evaluation": ("evaluation", "avaliação"),
+    "personal": ("personal use", "uso pessoal"),
+    "internal": ("internal work", "trabalho interno"),
+    "product": ("a product", "um produto"),
+    "now": ("now", "hoje"),
+    "never_above": ("never above", "nunca acima de"),
+    "month": ("last month", "no mês passado"),
+    "year": ("a year", "por ano"),
+    "product_month": ("this product, last month", "este produto, no mês passado"),
+}
+_FIELDS_PT = dict(
+    zip(
+        FIELDS,
+        (
+            *("militar", "armas", "nuclear", "espionagem", "infraestrutura crítica", "vigilância", "biometria"),
+            *("medicina", "direito", "finanças", "emprego", "crédito", "imigração", "segurança pública"),
+            *(
+                "decisões automatizadas",
+                "desinformação",
+                "personificação",
+                "texto de máquina não revelado",
+                "código malicioso",
+                "adulto",
+            ),
+        ),
+        strict=True,
+    )
+)
+
+
+def place(text: str, language: Language) -> str:
+    """A clause's place or the place of evidence, in a language.
+
+    >>> place("§1.b.i, last sentence", "pt")
+    '§1.b.i, última frase'
+    """
+    if language == "pt":
+        for english, portuguese in _IN_PORTUGUESE:
+            text = text.replace(english, portuguese)
+    return text
+
+
+def value(name: str, language: Language) -> str:
+    """A value of a stated use as people write it."""
+    if name in _VALUES:
+        return _VALUES[name][language == "pt"]
+    return _FIELDS_PT.get(name, name) if language == "pt" else name
+
 
 _MONTH = re.compile(r"users\.(\d{4}-\d{2})")
 

@@ -1,0 +1,198 @@
+"""Evidence is read from where it stands, and each way of saying it badly is handled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.provenance.cases import QUIET
+from vitral.errors import FormatError
+from vitral.formats.gguf_write import TensorToWrite, write_gguf
+from vitral.formats.quants import TYPES
+from vitral.provenance.component import Component, Dossier
+from vitral.provenance.gather import gather
+from vitral.provenance.judge import judge
+from vitral.provenance.judgement import Outcome
+from vitral.provenance.use import MadeFrom
+
+SHARED = replace(QUIET, share_weights=True, modify=True, name="Llama-X")
+
+
+def card(folder: Path, front: str, body: str = "# A model\n") -> Path:
+    (folder / "README.md").write_text(f"---\n{front}\n---\n{body}", "utf-8")
+    return folder
+
+
+def own(dossier: Dossier) -> Component:
+    return dossier.components[0]
+
+
+def parts(dossier: Dossier) -> dict[str, str]:
+    return {part.name: part.role for part in dossier.components[1:]}
+
+
+def gguf(path: Path, **metadata: Any) -> Path:
+    tensor = TensorToWrite("x", (1, 32), TYPES["F32"], lambda: np.zeros(128, np.uint8))
+    write_gguf(path, {"general.architecture": "llama", **metadata}, [tensor])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("front", "licences"),
+    [
+        ("license: apache-2.0", ("apache-2.0",)),
+        ("license: [apache-2.0, mit]", ("apache-2.0", "mit")),
+        ("license: MIT OR Apache-2.0", ("apache-2.0", "mit")),
+        ("license: other\nlicense_name: mrl", ("mrl",)),
+        ("license: llama3.1", ("llama3.1",)),
+        ("license: other\nlicense_name: nvidia-open-model-license", ("nvidia-oml",)),
+    ],
+)
+def test_a_label_is_read_as_it_stands(tmp_path: Path, front: str, licences: tuple[str, ...]) -> None:
+    assert own(gather(card(tmp_path, front), "a-model")).licences == licences
+
+
+def test_a_choice_takes_the_milder_and_a_comma_takes_both(tmp_path: Path) -> None:
+    choice = judge(gather(card(tmp_path, "license: MIT OR cc-by-nc-4.0"), "a-model"), QUIET)
+    assert choice.outcome is Outcome.ALLOWED
+    both = judge(gather(card(tmp_path, "license: [mit, cc-by-nc-4.0]"), "a-model"), QUIET)
+    assert both.outcome is Outcome.DENIED
+    joined = judge(gather(gguf(tmp_path / "m.gguf", **{"general.license": "apache-2.0,mit"}), "a-model"), QUIET)
+    assert joined.dossier.components[0].claims[0] == ("apache-2.0",)
+
+
+@pytest.mark.parametrize(
+    "front",
+    ["license: other", "license: cc", "license: openrail", "license: modified-mit", "license: my-own", "tags: [x]"],
+)
+def test_a_label_that_names_no_licence_needs_a_person(tmp_path: Path, front: str) -> None:
+    judgement = judge(gather(card(tmp_path, front), "a-model"), QUIET)
+    assert judgement.outcome is Outcome.PERSON
+    assert judgement.of("question")[0].clause == "evidence"
+
+
+def test_modified_mit_is_told_apart_by_the_model_it_stands_on(tmp_path: Path) -> None:
+    card(tmp_path, "license: other\nlicense_name: modified-mit")
+    assert own(gather(tmp_path, "moonshotai/Kimi-K2-Instruct")).licences == ("kimi-mmit",)
+    assert own(gather(tmp_path, "mistralai/Devstral-2-123B-Instruct-2512")).licences == ("mistral-mmit",)
+
+
+def test_a_card_that_contradicts_its_licence_file_is_shown_and_the_stricter_counts(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    text = (data_dir / "tokenizer-llama-cpp" / "LLAMA2-LICENSE.txt").read_text("utf-8")
+    (tmp_path / "LICENSE").write_text(text, "utf-8")
+    judgement = judge(gather(card(tmp_path, "license: mit"), "a-model"), replace(QUIET, train_on_outputs=True))
+    assert judgement.dossier.components[0].disagrees
+    assert judgement.outcome is Outcome.DENIED
+    mild = judge(judgement.dossier, QUIET)
+    assert mild.outcome is Outcome.PERSON
+    [doubt] = [question.text for question in mild.of("question") if "disagrees" in question.text]
+    assert "README.md, license says mit" in doubt and "LICENSE says llama2" in doubt
+
+
+def test_lineage_is_read_from_the_card_adapter_merge_and_gguf(tmp_path: Path) -> None:
+    front = "license: mit\nbase_model: [meta-llama/Llama-3.1-8B, google/gemma-2-9b]\ndatasets: [acme/answers]"
+    assert parts(gather(card(tmp_path, front), "m")) == {
+        "acme/answers": "dataset",
+        "google/gemma-2-9b": "merged",
+        "meta-llama/Llama-3.1-8B": "merged",
+    }
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Meta-Llama-3-8B"})
+    )
+    found = gather(card(adapter, "license: apache-2.0"), "acme/lora")
+    assert own(found).role == "adapter" and parts(found) == {"meta-llama/Meta-Llama-3-8B": "base"}
+    assert [duty.prefix for duty in judge(found, SHARED).unmet] == ["Llama 3"], "C2: the base's terms reach the adapter"
+    merge = tmp_path / "merge"
+    merge.mkdir()
+    (merge / "mergekit_config.yml").write_text(
+        "slices:\n- sources:\n  - model: mistralai/Mistral-7B-v0.1\n    parameters: {weight: 0.01}\nbase_model: acme/other\n"
+    )
+    assert parts(gather(merge, "m")) == {"mistralai/Mistral-7B-v0.1": "merged", "acme/other": "merged"}
+    keys = {
+        "general.base_model.count": 1,
+        "general.base_model.0.repo_url": "https://huggingface.co/meta-llama/Llama-3.2-1B",
+    }
+    keys |= {"general.dataset.count": 1, "general.dataset.0.name": "answers", "general.dataset.0.organization": "acme"}
+    (tmp_path / "file").mkdir()
+    file = gguf(tmp_path / "file" / "x.gguf", **keys)
+    assert parts(gather(file, "m")) == {"meta-llama/Llama-3.2-1B": "base", "acme/answers": "dataset"}
+
+
+def test_a_model_without_a_label_inherits_its_bases_terms_without_a_doubt(tmp_path: Path) -> None:
+    judgement = judge(gather(card(tmp_path, "base_model: meta-llama/Llama-3.1-8B"), "acme/Llama-Clinic"), SHARED)
+    assert judgement.outcome is Outcome.DUTIES and not judgement.of("question")
+
+
+def test_a_name_alone_is_weak_unless_it_is_the_makers_own() -> None:
+    assert judge(gather(None, "mistralai/Mixtral-8x7B-v0.1"), QUIET).outcome is Outcome.ALLOWED
+    weak = judge(gather(None, "someone/Mixtral-8x7B-v0.1"), QUIET)
+    assert weak.outcome is Outcome.PERSON and "weakest" in weak.of("question")[0].text
+    assert judge(gather(None, "someone/a-model-of-llama-architecture"), QUIET).outcome is Outcome.PERSON
+
+
+@pytest.mark.parametrize(
+    ("name", "licences"),
+    [
+        ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", ("llama3.1", "mit")),
+        ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", ("llama3.3", "mit")),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", ("apache-2.0",)),
+        ("huggyllama/llama-7b", ("llama1",)),
+        ("meta-llama/Meta-Llama-3-8B", ("llama3",)),
+        ("nvidia/Llama-3_1-Nemotron-51B-Instruct", ("llama3.1", "nvidia-oml")),
+        ("mistralai/Ministral-3-8B-Instruct-2512", ("apache-2.0",)),
+        ("mistralai/Pixtral-Large-Instruct-2411", ("mrl",)),
+        ("mistralai/Mamba-Codestral-7B-v0.1", ("apache-2.0",)),
+        ("Qwen/Qwen2.5-Coder-3B", ("qwen-research",)),
+        ("google/medgemma-4b-it", ("hai-def",)),
+    ],
+)
+def test_checkpoints_that_look_alike_are_told_apart(name: str, licences: tuple[str, ...]) -> None:
+    assert own(gather(None, name)).licences == licences
+
+
+def test_images_make_the_european_bar_bite(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mllama", "vision_config": {}}))
+    use = replace(QUIET, domicile="FR")
+    assert judge(gather(card(tmp_path, "license: llama3.2"), "acme/eyes"), use).outcome is Outcome.DENIED
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert judge(gather(tmp_path, "acme/eyes"), use).outcome is Outcome.DUTIES
+
+
+def test_the_users_word_on_a_part_joins_what_the_card_says_of_it(tmp_path: Path) -> None:
+    use = replace(SHARED, name="Mixtral-Clinic", made_from=(MadeFrom("dataset", "acme/answers", "llama3.1", "you"),))
+    folder = card(tmp_path, "license: apache-2.0\nbase_model: mistralai/Mixtral-8x7B-v0.1\ndatasets: [acme/answers]")
+    judgement = judge(gather(folder, "acme/Mixtral-Clinic", use), use)
+    assert parts(judgement.dossier) == {"mistralai/Mixtral-8x7B-v0.1": "base", "acme/answers": "dataset"}
+    assert judgement.outcome is Outcome.DUTIES
+    assert [(duty.licence, duty.prefix) for duty in judgement.unmet] == [("llama3.1", "Llama")]
+
+
+def test_an_abliterated_name_says_that_safety_was_taken_out() -> None:
+    judgement = judge(
+        gather(None, "someone/Llama-3.3-70B-abliterated"), replace(QUIET, modify=False, remove_safety=None)
+    )
+    assert "safeguards" in {each.clause for each in judgement.of("denied")}
+
+
+@pytest.mark.parametrize(
+    "front", ["license: &a [x]\nmore: *a", "license: !!python/object:os.system x", "- a list", "a: [b", "a: b: c"]
+)
+def test_a_hostile_card_is_an_error_in_one_line(tmp_path: Path, front: str) -> None:
+    with pytest.raises(FormatError) as error:
+        gather(card(tmp_path, front), "m")
+    assert "\n" not in str(error.value)
+
+
+def test_the_embedded_model_stands_under_apache(smollm2: Path) -> None:
+    dossier = gather(smollm2, "smollm2:135m")
+    assert own(dossier).licences == ("apache-2.0",)
+    assert judge(dossier, QUIET).outcome is Outcome.ALLOWED

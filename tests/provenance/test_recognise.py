@@ -1,0 +1,146 @@
+"""Licence texts are told apart, however they come; an unknown one is unknown.
+
+The real texts come from a package (see texts.py). Made-up families of near texts show what the method
+itself can tell apart, on any machine.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.provenance.texts import KEYS, UNKNOWN, entry, texts
+from vitral.provenance.detect import of_text
+from vitral.provenance.fingerprint import SHINGLE, WINDOW, winnow, words_of
+from vitral.provenance.recognise import Known, Recognition, known_texts, recognise
+from vitral.provenance.terms import catalogue
+
+
+@pytest.fixture(scope="module")
+def real() -> dict[str, str]:
+    """Licence texts by ScanCode's key."""
+    found = texts()
+    if found is None:
+        pytest.skip("scancode-toolkit cannot be fetched here: set VITRAL_LICENCE_TEXTS to a folder of its licences")
+    return found
+
+
+def only(found: Recognition) -> tuple[str, ...]:
+    assert len(found.matches) == 1, found
+    return found.matches[0].licences
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_real_text_is_recognised_and_nothing_else_is(real: dict[str, str], key: str) -> None:
+    text, id = real[key], (KEYS[key],)
+    assert only(recognise(text)) == id
+    spaced = text.replace("\n", "\n  // ").replace(" ", "   ").replace("the", "THE").replace('"', "“")
+    assert only(recognise(spaced)) == id
+    lines = text.split("\n")
+    assert only(recognise("\n".join(lines[max(4, len(lines) // 12) :]))) == id, "without its header"
+    inside = "Our model answers questions about the sea. " * 300 + text + "\nWe thank all who read this page. " * 100
+    assert only(recognise(inside)) == id
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_quarter_of_a_real_text_names_it_among_its_kin_or_nothing(real: dict[str, str], key: str) -> None:
+    words = real[key].split()
+    for at in range(4):
+        found = recognise(" ".join(words[at * len(words) // 4 : (at + 1) * len(words) // 4]))
+        assert found.unknown or KEYS[key] in found.matches[0].licences
+
+
+@pytest.mark.parametrize("key", UNKNOWN)
+def test_a_licence_that_is_not_in_the_catalogue_is_unknown(real: dict[str, str], key: str) -> None:
+    assert recognise(real[key]).unknown
+
+
+def test_several_licences_in_one_file_are_all_found(real: dict[str, str]) -> None:
+    found = recognise(real["llama-3.2-license-2024"] + real["apache-2.0"] + real["mit"])
+    assert {match.licences for match in found.matches} == {("llama3.2",), ("apache-2.0",), ("mit",)}
+
+
+def test_shipped_fingerprints_are_those_of_the_texts(real: dict[str, str]) -> None:
+    shipped = {known.source: known for known in known_texts()}
+    for key, id in KEYS.items():
+        made = entry(id, "", real[key])
+        [known] = [known for source, known in shipped.items() if source.endswith(f" {key}")]
+        assert (known.id, known.sha256) == (id, made["sha256"])
+
+
+def test_a_sentence_added_to_mit_is_seen(real: dict[str, str]) -> None:
+    added = (
+        "You are not authorized to exercise any rights under this license if the global consolidated monthly revenue "
+        "of your company exceeds 20 million dollars for the preceding month."
+    )
+    [item] = of_text(f"Modified MIT License\n{real['mit']}\n{added}", "LICENSE", is_licence=True)
+    assert item.doubtful and "further terms" in item.note
+    [plain] = of_text(f"Copyright (c) 2026 Somebody and others\n\n{real['mit']}", "LICENSE", is_licence=True)
+    assert not plain.doubtful and plain.licences == ("mit",)
+
+
+def test_apache_is_recognised_from_the_system_and_the_project() -> None:
+    ours = (Path(__file__).parents[2] / "LICENSE").read_text("utf-8")
+    assert only(recognise(ours)) == ("apache-2.0",)
+
+
+def test_llama2_is_recognised_as_another_project_wraps_it(data_dir: Path) -> None:
+    text = (data_dir / "tokenizer-llama-cpp" / "LLAMA2-LICENSE.txt").read_text("utf-8")
+    assert only(recognise(text)) == ("llama2",)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "mit", "Licensed under MIT, Apache, Llama 3.1 and Ireland Limited." * 3, "\x00" * 999, "<" * 9999]
+)
+def test_a_mention_is_no_licence(text: str) -> None:
+    assert recognise(text).unknown
+
+
+def family(seed: int, versions: int) -> dict[str, str]:
+    """Versions of one made-up licence that differ in a name, a date and a sentence: nine tenths are the same."""
+    source = random.Random(seed)
+    words = ["".join(source.choices("abcdefghij", k=6)) for _ in range(300)]
+    common = [source.choices(words, k=12) for _ in range(90)]
+    made = {}
+    for version in range(versions):
+        own = [[f"model{version}", *source.choices(words, k=11)] for _ in range(9)]
+        made[f"v{version}"] = ". ".join(" ".join(line) for line in common[:45] + own + common[45:])
+    return made
+
+
+def test_versions_that_share_nine_tenths_are_told_apart() -> None:
+    made = family(1, 5)
+    known = [
+        Known(id, "made up", len(words_of(text)), "", frozenset(p.value for p in winnow(words_of(text))))
+        for id, text in made.items()
+    ]
+    for id, text in made.items():
+        assert only(recognise(text, known)) == (id,)
+    shared = ". ".join(made["v0"].split(". ")[:45])
+    [match] = recognise(shared, known).matches
+    assert match.licences == tuple(made) and match.ambiguous, "a passage that all share names all"
+
+
+def test_every_shared_passage_of_guaranteed_length_shares_a_print() -> None:
+    source = random.Random(7)
+    for _ in range(50):
+        passage = [f"w{source.randrange(10**6)}" for _ in range(SHINGLE + WINDOW - 1)]
+        texts = [[f"x{source.randrange(10**6)}" for _ in range(60)] for _ in range(2)]
+        prints = [{p.value for p in winnow(text[:20] + passage + text[20:])} for text in texts]
+        assert prints[0] & prints[1]
+
+
+def test_a_title_without_its_text_is_evidence_that_a_person_must_look_at() -> None:
+    [item] = of_text(
+        "Databricks Open Model License\n\nSome paragraphs that nobody can check.", "LICENSE", is_licence=True
+    )
+    assert item.licences == ("dbrx",) and item.doubtful
+    [unknown] = of_text("You may do what we like, when we like it.", "LICENSE", is_licence=True)
+    assert unknown.licences == () and unknown.doubtful
+
+
+def test_every_fingerprint_is_of_a_licence_in_the_catalogue() -> None:
+    assert {known.id for known in known_texts()} <= set(catalogue())
+    assert {"llama3", "mrl", "mnpl"} <= {known.id for known in known_texts()}

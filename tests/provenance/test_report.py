@@ -1,0 +1,76 @@
+"""Reports say the answer first, each clause once, in both languages, and what a file says stays text."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.provenance.cases import QUIET, of, part
+from vitral.provenance.judge import judge
+from vitral.provenance.judgement import Judgement
+from vitral.provenance.report import report, to_html, to_json
+
+DAY = datetime.date(2026, 11, 25)
+
+
+def judged() -> Judgement:
+    data = part("dataset", "acme/answers", "llama3.1", generated_by="you")
+    base = part("base", "mistralai/Mixtral-8x7B-v0.1", "apache-2.0")
+    use = replace(QUIET, modify=True, share_weights=True, name="Mixtral-Clinic", domicile=None)
+    return judge(of(base, data, part("dataset", "<script>alert(1)</script>"), model="Mixtral-Clinic"), use)
+
+
+class Outline(HTMLParser):
+    """Tags in order, and which are open."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "first"), [("en", "en", "Needs a person"), ("pt", "pt-BR", "Precisa de uma pessoa")]
+)
+def test_the_page_stands_alone_in_either_language(language: str, code: str, first: str) -> None:
+    page = to_html(report(judged(), language, DAY))  # type: ignore[arg-type]
+    outline = Outline(page)
+    assert ("lang", code) in outline.attributes
+    assert not {"script", "link", "img", "iframe"} & set(outline.tags)
+    assert "alert(1)" in page and "<script>" not in page
+    assert outline.tags.count("h1") == 1 and outline.tags.count("main") == 1
+    assert outline.tags.count("th") == [name for name, _ in outline.attributes].count("scope")
+    assert page.index(first) < page.index("Mixtral-8x7B-v0.1")
+    assert ("not legal advice" in page) + ("não aconselhamento jurídico" in page) == 1
+    assert page.count("not legal advice") + page.count("não aconselhamento jurídico") == 1
+    assert "@media print" in page
+
+
+def test_a_duty_that_several_parts_bring_is_said_once() -> None:
+    twice = of(part("model", "a", "apache-2.0"), part("base", "b", "apache-2.0"))
+    found = report(judge(twice, replace(QUIET, share_weights=True)), "en", DAY)
+    copies = [point for _, points in found.duties for point in points if point.ref == "apache-2.0 §4(a)"]
+    assert [point.parts for point in copies] == [("a", "b")]
+
+
+def test_a_name_that_fails_is_marked_and_the_answer_says_so() -> None:
+    found = report(judged(), "en", DAY)
+    [bad] = [point for _, points in found.duties for point in points if point.bad]
+    assert "Mixtral-Clinic" in bad.more
+    assert "does not begin with “Llama”" in found.answer
+
+
+def test_json_holds_every_finding_with_its_place() -> None:
+    found = json.loads(json.dumps(to_json(judged())))
+    assert found["outcome"] == "needs a person" and found["passed"] is None
+    assert all(each["text"] and ("licence" in each or each["clause"] == "evidence") for each in found["findings"])
+    assert found["unmet"][0]["prefix"] == "Llama"
