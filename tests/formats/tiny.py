@@ -163,11 +163,11 @@ class GgufParts:
 
 
 def assemble_gguf(parts: GgufParts) -> bytes:
-    out = b"GGUF" + struct.pack("<IQQ", 3, len(parts.tensors), len(parts.metadata))
+    out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(parts.tensors), len(parts.metadata)))
     out += b"".join(gguf_string(key) + value for key, value in parts.metadata)
     for name, dims, kind, offset in parts.tensors:
         out += gguf_string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
-    return out.ljust(-(-len(out) // parts.alignment) * parts.alignment, b"\0") + parts.data
+    return bytes(out.ljust(-(-len(out) // parts.alignment) * parts.alignment, b"\0")) + parts.data
 
 
 def gguf_parts(spec: ModelSpec, types: dict[str, str], **more: Any) -> GgufParts:

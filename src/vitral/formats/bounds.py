@@ -6,11 +6,13 @@ through them, `product` for sizes. Messages name the file, the offset, what was 
 
 from __future__ import annotations
 
+import difflib
 import mmap
 import os
 import stat
 import struct
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from vitral.errors import FormatError, TruncatedFile
 
-__all__ = ["LARGEST_ELEMENTS", "Cursor", "map_file", "product"]
+__all__ = ["LARGEST_ELEMENTS", "Cursor", "map_file", "nearest", "product"]
 
 # The largest product of dimensions: above any tensor there is, and times 8 bytes still inside 64 bits.
 LARGEST_ELEMENTS = 1 << 48
@@ -62,6 +64,19 @@ def product(numbers: Iterable[int], largest: int = LARGEST_ELEMENTS) -> int | No
         result = result if too_large else result * number
         too_large = too_large or result > largest
     return None if too_large else result
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The most similar of names from a stranger, for a message; None where none is similar.
+
+    Looks at the first 1000 of at most 100 characters: similarity takes some 50 microseconds for each.
+
+    >>> nearest("output.weigth", ["token_embd.weight", "output.weight"])
+    'output.weight'
+    """
+    few = [other for other in islice(names, 1000) if len(other) <= 100]
+    found = difflib.get_close_matches(name[:100], few, n=1)
+    return found[0] if found else None
 
 
 class Cursor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from vitral.errors import SpecError
+from vitral.formats.bounds import nearest
 
 __all__ = ["FAMILIES", "Fields", "yarn_attention"]
 
@@ -72,8 +72,8 @@ class Fields:
 
     def _near(self, name: str) -> str:
         known = [*self.read, *self.harmless, *self.values]
-        near = difflib.get_close_matches(name, [k for k in known if k != name], n=1)
-        return f"; the nearest known one is {near[0]!r}" if near else ""
+        near = nearest(name, (k for k in known if k != name))
+        return f"; the nearest known one is {near!r}" if near else ""
 
 
 def _shown(value: Any) -> str:

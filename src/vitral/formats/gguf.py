@@ -29,7 +29,7 @@ MAGIC = b"GGUF"
 _HEADER_BYTES = 24
 # Far above any model: Mixtral 8x22B has 1,739 tensors with its experts apart, Llama 3 has 408,000 strings.
 _MOST_KEYS = 1 << 14
-_MOST_TENSORS = 1 << 16
+_MOST_TENSORS = 1 << 14
 _MOST_STRINGS = 1 << 21
 _MOST_TEXT_BYTES = 1 << 25
 LONGEST_NAME = 1 << 10

@@ -30,7 +30,8 @@ __all__ = ["TYPES_ALLOWED", "read_index", "read_safetensors", "shard_names", "wr
 
 TYPES_ALLOWED = ("F32", "F16", "BF16")
 _LARGEST_HEADER = 16 << 20  # bytes; Mixtral 8x22B in one file would have 250 KB
-_MOST_TENSORS = 1 << 16
+_MOST_TENSORS = 1 << 14
+_MOST_SHARDS = 1 << 12
 _LONGEST_NAME = 1 << 10
 _MOST_DIMENSIONS = 8
 _PLAIN_NAME = re.compile(r"(?!\.)[\w.+-]{1,200}", re.ASCII)
@@ -128,7 +129,10 @@ def shard_names(index: Path) -> dict[str, str]:
     wanted = read_object(index).get("weight_map")
     if not isinstance(wanted, dict) or not all(isinstance(name, str) for name in wanted.values()):
         raise FormatError(f"{index}: weight_map must map tensor names to file names")
-    for shard in set(wanted.values()):
+    shards = set(wanted.values())
+    if len(shards) > _MOST_SHARDS:
+        raise FormatError(f"{index} names {len(shards)} files; at most {_MOST_SHARDS} are allowed")
+    for shard in shards:
         if not _PLAIN_NAME.fullmatch(shard):
             raise FormatError(f"{index} names the file {shard[:80]!r}; allowed: a plain name beside it")
     return wanted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitral.errors import TensorMismatch
+from vitral.formats.bounds import nearest
 from vitral.formats.quants import TypeInfo, decode
 from vitral.model.law import F32, Quantised
 from vitral.model.names import tensor_shapes
@@ -125,5 +125,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 def _nearest(name: str, names: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"; the nearest name found is {near[0]}" if near else ""
+    """What to add to a message about a name that is not there; names of the same block come first."""
+    block = name.rpartition(".mlp.")[0] or name.rpartition(".attn.")[0] or name.partition(".")[0]
+    near = nearest(name, sorted(names, key=lambda other: not other.startswith(block)))
+    return f"; the nearest name found is {near}" if near else ""

@@ -141,6 +141,11 @@ class ModelSpec:
             raise SpecError(f"norm_eps is {self.norm_eps!r}; allowed: between 0 and 1")
         if self.sliding_window is not None:
             _count("sliding_window", self.sliding_window, _LARGEST["max_context"])
+        if self.moe is not None and self.n_layers * self.moe.n_experts > _MOST_EXPERTS:
+            raise SpecError(
+                f"{self.n_layers} layers of {self.moe.n_experts} experts are {self.n_layers * self.moe.n_experts}; "
+                f"at most {_MOST_EXPERTS} are allowed"
+            )
         if self.rope.factors is not None and len(self.rope.factors) != self.head_dim // 2:
             raise SpecError(
                 f"rope has {len(self.rope.factors)} frequency factors; head_dim {self.head_dim} wants {self.head_dim // 2}"
@@ -152,6 +157,7 @@ class ModelSpec:
         return self.n_heads // self.n_kv_heads
 
 
+_MOST_EXPERTS = 1 << 14  # in all layers: each has tensors with names; Mixtral 8x22B has 448
 # Far above any model of these families; below what would overflow a product of two.
 _LARGEST = {
     "dim": 1 << 20,
