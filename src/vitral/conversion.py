@@ -11,6 +11,7 @@ from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import TokenizerFiles
 from vitral.formats.convert import convert as convert_weights
 from vitral.formats.imatrix import Imatrix
+from vitral.provenance.lineage import lineage_metadata
 
 if TYPE_CHECKING:
     from vitral.formats.quantize import TensorError
@@ -47,6 +48,7 @@ def convert(
         tokenizer=_tokenizer_files(Path(src), layout),
         split_bytes=split_bytes,
         pure=pure,
+        notes=lineage_metadata(open_checkpoint(Path(src)), "convert", {"layout": layout, "type": type or "as it was"}),
     )
 
 

@@ -7,8 +7,10 @@ VitralError                     anything that is the caller's to put right
 │   └── UnsupportedArchitecture   a model of another family (Qwen2, Gemma, ...)
 ├── FormatError                 bytes that are not what they claim to be
 │   ├── TruncatedFile             the file ends before its own header says it does
+│   ├── UnsupportedType        weights of a type that Vitral does not read
 │   ├── UnsafeFile                the file asks for something that a model file has no need of
 │   └── TensorMismatch            a tensor is missing, left over, or of the wrong shape
+├── SignatureError              a signature that is not there, or does not fit the model
 ├── TokenizerError              a vocabulary that cannot be read, an id that does not exist
 │   └── TemplateError             a chat template that fails, or wants too much
 ├── RequestError                a generation request that cannot be served as asked
@@ -45,6 +47,7 @@ __all__ = [
     "ServiceError",
     "SettingsError",
     "ShuttingDown",
+    "SignatureError",
     "SpecError",
     "TemplateError",
     "TensorMismatch",
@@ -52,6 +55,7 @@ __all__ = [
     "TruncatedFile",
     "UnsafeFile",
     "UnsupportedArchitecture",
+    "UnsupportedType",
     "VitralError",
 ]
 
@@ -84,12 +88,20 @@ class TruncatedFile(FormatError):
     """The file ends before its own header says it does."""
 
 
+class UnsupportedType(FormatError):
+    """Weights of a type that Vitral does not read."""
+
+
 class UnsafeFile(FormatError):
     """The file asks for something that a model file has no need of."""
 
 
 class TensorMismatch(FormatError):
     """A tensor is missing, left over, or of the wrong shape or type."""
+
+
+class SignatureError(VitralError):
+    """A signature that is not there, or that does not fit the model or the key."""
 
 
 class TokenizerError(VitralError):

@@ -56,6 +56,7 @@ def load(
     context_length: int | None = None,
     kv_type: str = "f16",
     isa: str | None = None,
+    verify_key: str | Path | None = None,
 ) -> LanguageModel:
     """Open a model by path, short name or `hf:owner/name`, ready to generate.
 
@@ -64,8 +65,10 @@ def load(
         8192, and at most what half of the memory left beside the weights holds.
     kv_type: what keys and values are kept as, "f16" or "f32". It changes the logits' last bits.
     isa: the instruction set; VITRAL_ISA, or the best that this machine has. It never changes a bit.
+    verify_key: a public key (PEM) with which the model's signature must fit; VITRAL_VERIFY_KEY, or none.
 
-    Raises ModelNotFound, FormatError, UnsupportedArchitecture, SettingsError, or HardwareError if
+    What a scan refuses is not loaded (`vitral.provenance.gate`): UnsafeFile. A signature that does not
+    fit: SignatureError. Raises ModelNotFound, FormatError, UnsupportedArchitecture, SettingsError, or HardwareError if
     memory or CPU cannot do it.
     """
     from vitral import native  # the rest of this module needs neither C++ nor a checkpoint
@@ -73,6 +76,7 @@ def load(
     from vitral.engine.native import NativeForward, native_model
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.hub import resolve
+    from vitral.provenance.gate import admit
 
     settings = read_settings()
     if threads is None:
@@ -80,7 +84,9 @@ def load(
     elif isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
         raise SettingsError(f"threads is {threads!r}; allowed: a whole number from 1 to 1024")
     isa = native.choose(isa or settings.isa)
-    checkpoint = open_checkpoint(resolve(str(path_or_name)))
+    path = resolve(str(path_or_name))
+    admit(path, settings.home, Path(verify_key) if verify_key is not None else settings.verify_key)
+    checkpoint = open_checkpoint(path)
     tokenizer = tokenizer_of(checkpoint)
     plan = plan_cache(checkpoint.spec, checkpoint.weights.n_bytes(), kv_type, context_length)
     model = native_model(

@@ -19,16 +19,18 @@ class Settings:
     """What the environment asks for; None means that Vitral chooses.
 
     `home` holds the model store, `threads` is how many threads compute (1 to 1024),
-    `isa` forces an instruction set (one of ISAS).
+    `isa` forces an instruction set (one of ISAS). With `verify_key`, a public key, no model is loaded whose
+    signature does not fit.
     """
 
     home: Path
     threads: int | None
     isa: str | None
+    verify_key: Path | None = None
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read VITRAL_HOME, VITRAL_THREADS and VITRAL_ISA.
+    """Read VITRAL_HOME, VITRAL_THREADS, VITRAL_ISA and VITRAL_VERIFY_KEY.
 
     Raises SettingsError for a value that cannot be used.
 
@@ -40,7 +42,9 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     isa = env.get("VITRAL_ISA") or None
     if isa is not None and isa not in ISAS:
         raise SettingsError(f"VITRAL_ISA is {isa!r}; allowed: {', '.join(ISAS)}, or unset it")
-    return Settings(Path(home).expanduser(), _threads(env.get("VITRAL_THREADS")), isa)
+    key = env.get("VITRAL_VERIFY_KEY")
+    verify_key = Path(key).expanduser() if key else None
+    return Settings(Path(home).expanduser(), _threads(env.get("VITRAL_THREADS")), isa, verify_key)
 
 
 def _threads(text: str | None) -> int | None:

@@ -71,17 +71,26 @@ def write(
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.formats.convert import TokenizerFiles
     from vitral.formats.convert import convert as convert_file
+    from vitral.formats.quants import TYPES
     from vitral.language_model import tokenizer_of
+    from vitral.provenance.lineage import lineage_metadata
     from vitral.tokenizer.export import to_files, to_gguf
 
     source = hub.resolve(model)
+    checkpoint = open_checkpoint(source)
+    operation = "quantise" if type and TYPES.get(type, TYPES["Q8_0"]).block > 1 else "convert"
+    entry = hub.store().entries().get(model)
+    notes = lineage_metadata(
+        checkpoint, operation, {"layout": layout.value, "type": type or "as it was"}, entry.source if entry else None
+    )
     try:
-        tokenizer = tokenizer_of(open_checkpoint(source))
+        tokenizer = tokenizer_of(checkpoint)
         files = TokenizerFiles(to_gguf(tokenizer), to_files(tokenizer))
     except TokenizerError as error:
         tell(f"written without a tokenizer: {error}")
         files = None
     with progress_bar("tensors") as bar:
         return convert_file(
-            source, out, layout.value, type, importance, bar, tokenizer=files, split_bytes=split_bytes, pure=pure
+            source, out, layout.value, type, importance, bar, tokenizer=files, split_bytes=split_bytes, pure=pure,
+            notes=notes,
         )

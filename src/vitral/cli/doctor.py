@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict
-from importlib import metadata
 from typing import Any
 
 import typer
 
 from vitral.cli.output import AsJson, console, facts, print_json, table
 from vitral.verdict import Verdict
+from vitral.version import version
 
 __all__ = ["doctor", "version"]
 
@@ -51,14 +51,6 @@ def doctor(as_json: AsJson = False) -> None:
         console.print("[green]all kernels give the law's bits[/green]" if passed else "[red]a kernel is wrong[/red]")
     if not passed:
         raise typer.Exit(1)
-
-
-def version() -> str:
-    """The installed version."""
-    try:
-        return metadata.version("vitral")
-    except metadata.PackageNotFoundError:
-        return "run from its source folder, not installed"
 
 
 def _json(verdict: Verdict | None) -> dict[str, object] | None:

@@ -1,7 +1,8 @@
 """`vitral`: one thin file per command; errors are one line and exit code 2.
 
-Exit codes: 0 done, 1 the answer is no (a failed self-test, a denied use), 2 the caller must put something right,
-3 a person must decide, 4 a duty is not kept yet (both `licence` alone), 130 interrupted. With --json, standard output holds one JSON document in every case: the answer, or
+Exit codes: 0 done, 1 the answer is no (a failed self-test, a denied use, a refused
+file), 2 the caller must put something right,
+3 a person must decide, 4 a duty is not kept yet (`licence` alone), 130 interrupted. With --json, standard output holds one JSON document in every case: the answer, or
 `{"error": {"type": ..., "message": ...}}`.
 """
 
@@ -13,7 +14,24 @@ from typing import Annotated, Any
 
 import typer
 
-from vitral.cli import convert, doctor, licence, models, perplexity, quantize, replay, run, serve, show, tokenize
+from vitral.cli import (
+    bom,
+    convert,
+    diff,
+    digest,
+    doctor,
+    licence,
+    models,
+    perplexity,
+    quantize,
+    replay,
+    run,
+    scan,
+    serve,
+    show,
+    sign,
+    tokenize,
+)
 from vitral.cli.output import print_json
 from vitral.errors import VitralError
 
@@ -41,6 +59,12 @@ app.command()(convert.convert)
 app.command()(quantize.quantize)
 app.command()(perplexity.perplexity)
 app.command()(tokenize.tokenize)
+app.command()(scan.scan)
+app.command()(digest.digest)
+app.command()(diff.diff)
+app.command()(bom.bom)
+app.command()(sign.sign)
+app.command()(sign.verify)
 app.command()(doctor.doctor)
 app.add_typer(licence.app, name="licence")
 

@@ -52,6 +52,7 @@ def run(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
+    verify_key: Annotated[Path | None, typer.Option(help="A public key: refuse a model that it did not sign.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Chat with a model, or answer once.
@@ -76,7 +77,7 @@ def run(
         raise RequestError("--system and --template have no place in --raw text; leave them or --raw out")
     if raw and interactive:
         raise RequestError("--raw continues a text, and there is none; add --prompt TEXT")
-    with vitral.load(model, threads=threads, context_length=context) as loaded:
+    with vitral.load(model, threads=threads, context_length=context, verify_key=verify_key) as loaded:
         if interactive:
             _chat(loaded, model, system, template, sampling)
         else:

@@ -26,10 +26,12 @@ def show(
     from vitral import hub
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.model.arithmetic import kv_bytes, parameters
+    from vitral.provenance.lineage import read_lineage
 
     path = hub.resolve(model)
     checkpoint = open_checkpoint(path)
     spec, count = checkpoint.spec, parameters(checkpoint.spec)
+    steps = read_lineage(checkpoint)
     tokens = context or min(spec.max_context, 8192)
     types = Counter(tensor.type.name for tensor in checkpoint.weights.values())
     found: dict[str, Any] = {
@@ -45,6 +47,7 @@ def show(
             "context": tokens,
         },
         "digest": checkpoint.weights.digest() if digest else None,
+        "lineage": [asdict(step) for step in steps],
     }
     if as_json:
         print_json(found)
@@ -59,6 +62,10 @@ def show(
     }
     if digest:
         rows["digest"] = found["digest"]
+    for step in steps:
+        bases = ", ".join(f"{base.get('name')} (weights {base.get('weights', 'unknown')[:16]})" for base in step.base)
+        how = ", ".join(f"{key} {value}" for key, value in step.parameters.items())
+        rows[step.operation] = f"from {bases} by {step.tool}: {how}"
     moe = f"{spec.moe.n_experts_per_token} of {spec.moe.n_experts} experts" if spec.moe else "dense"
     rows |= {
         "layers": f"{spec.n_layers} of dim {spec.dim}, hidden {spec.hidden_dim}, {moe}",

@@ -65,6 +65,7 @@ def convert(
     shard_bytes: int = 5 << 30,
     split_bytes: int | None = None,
     pure: bool = False,
+    notes: Mapping[str, Any] | None = None,
 ) -> list[TensorError]:
     """Write the model at `src` to the file (gguf) or folder (safetensors) `dst`.
 
@@ -72,7 +73,8 @@ def convert(
     safetensors; None keeps the types. `pure` gives all matrices the file type's one weight type.
     `importance` says which columns of a matrix count for more; matrices that it does not name are
     rounded with all columns alike. `split_bytes` divides a GGUF model over files of so many bytes,
-    `shard_bytes` a safetensors one. Returns the error of each tensor, in the order written. Raises
+    `shard_bytes` a safetensors one. `notes` are further metadata, such as where the model
+    comes from (`vitral.provenance.lineage`). Returns the error of each tensor, in the order written. Raises
     FormatError for what cannot be written, and what `open_checkpoint` raises.
     """
     checkpoint = open_checkpoint(Path(src))
@@ -81,9 +83,9 @@ def convert(
         raise FormatError(f"{dst} is the model itself; give another path")
     if layout == "gguf":
         wanted = None if type is None else _Wanted(file_type(type), pure, importance)
-        return _to_gguf(checkpoint, dst, wanted, progress, tokenizer, split_bytes)
+        return _to_gguf(checkpoint, dst, wanted, progress, tokenizer, split_bytes, notes or {})
     if layout == "safetensors":
-        return _to_safetensors(checkpoint, dst, type, progress, tokenizer, shard_bytes)
+        return _to_safetensors(checkpoint, dst, type, progress, tokenizer, shard_bytes, notes or {})
     raise FormatError(f"layout {layout!r} is not written; allowed: gguf, safetensors")
 
 
@@ -135,6 +137,7 @@ def _to_gguf(
     progress: Progress | None,
     tokenizer: TokenizerFiles | None,
     split_bytes: int | None,
+    notes: Mapping[str, Any],
 ) -> list[TensorError]:
     spec, weights = checkpoint.spec, checkpoint.weights
     plan = _planned(spec, weights, wanted)
@@ -155,7 +158,7 @@ def _to_gguf(
         tensors.append(TensorToWrite(foreign, shape, kind, _rows(work, some, kind.name, fallback, spec.head_dim)))
     weights.finish()
     dst.parent.mkdir(parents=True, exist_ok=True)
-    write_gguf(dst, _metadata(checkpoint, wanted, tensors, tokenizer), tensors, split_bytes=split_bytes)
+    write_gguf(dst, {**_metadata(checkpoint, wanted, tensors, tokenizer), **notes}, tensors, split_bytes=split_bytes)
     return work.errors
 
 
@@ -253,6 +256,7 @@ def _to_safetensors(
     progress: Progress | None,
     tokenizer: TokenizerFiles | None,
     shard_bytes: int,
+    notes: Mapping[str, Any],
 ) -> list[TensorError]:
     if type is not None and type not in TYPES_ALLOWED:
         raise FormatError(f"safetensors of type {type!r}; allowed: {', '.join(TYPES_ALLOWED)}, or none to keep values")
@@ -270,7 +274,7 @@ def _to_safetensors(
     config = hf_config(spec, _DTYPES[max(set(kinds), key=kinds.count)])
     carried = _carried(checkpoint, tokenizer)
     dst.mkdir(parents=True, exist_ok=True)
-    write_safetensors(dst, todo, shard_bytes)
+    write_safetensors(dst, todo, shard_bytes, {key: str(value) for key, value in notes.items()})
     for file_name, data in carried.items():
         (dst / file_name).write_bytes(data)
     (dst / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitral.errors import FormatError, TruncatedFile
+from vitral.errors import FormatError, TruncatedFile, UnsupportedType
 from vitral.formats.bounds import LARGEST_ELEMENTS, Cursor, map_file, product
 from vitral.formats.quants import BY_GGML_ID, TypeInfo
 
@@ -203,7 +203,9 @@ class _Reader(Cursor):
         kind, offset = self.number("I", what), self.number("Q", what)
         if kind not in BY_GGML_ID:
             known = ", ".join(f"{info.name} ({info.ggml_id})" for info in BY_GGML_ID.values())
-            raise self.wrong(f"tensor {name!r} has weight type {kind}, which Vitral does not read; it reads {known}")
+            raise UnsupportedType(
+                f"{self.source}: tensor {name!r} has weight type {kind}, which Vitral does not read; it reads {known}"
+            )
         info = BY_GGML_ID[kind]
         elements = product(shape)
         if not elements:

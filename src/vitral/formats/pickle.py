@@ -1,19 +1,16 @@
 """Checkpoints that torch wrote (`.pth`, `.pt`, `pytorch_model.bin`), read without running anything.
 
 Such a file is a ZIP archive: `data.pkl`, a pickle that describes the tensors, and one stored member
-for each storage. A pickle is a program. This interpreter knows the few instructions that a dictionary
-of tensors needs; the only calls it understands are the ones in `_ALLOWED`, and it carries them out by
-noting what was asked, in types of its own. Nothing is imported, nothing is looked up by name, and
-memory is bounded by the size of the pickle, since no instruction can copy or repeat a value.
+for each storage. `pickle_machine.py` interprets the pickle without running it; the only globals and calls
+that are understood here are the ones in `_ALLOWED`.
 
-Source: Python's `pickletools` for the instructions, torch's `serialization.py` for the archive.
+Source: torch's `serialization.py`.
 """
 
 from __future__ import annotations
 
 import io
-import pickletools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from vitral.errors import FormatError, TruncatedFile, UnsafeFile
+from vitral.errors import FormatError, TruncatedFile, UnsafeFile, UnsupportedType
 from vitral.formats.bounds import product
+from vitral.formats.pickle_machine import PickleMachine
 from vitral.formats.quants import TYPES, TypeInfo
 from vitral.formats.weights import U8, Tensor
 from vitral.formats.zipped import Member, read_zip
@@ -30,7 +28,6 @@ from vitral.formats.zipped import Member, read_zip
 __all__ = ["StateDict", "read_torch"]
 
 _LARGEST_PICKLE = 8 << 20  # bytes; Mixtral 8x7B in one file would have under 200 KB
-_MOST_INSTRUCTIONS = 1 << 21
 _MOST_DIMENSIONS = 8
 
 # What a global of the pickle means to us. Everything else is refused by name.
@@ -68,10 +65,6 @@ class _TensorNote:
     stride: tuple[int, ...]
 
 
-class _Mark:
-    """Where a list of arguments begins on the stack."""
-
-
 @dataclass(frozen=True, slots=True)
 class StateDict:
     """Tensors by name, still on disk; `same_as` maps a name to an earlier one that is the very same tensor."""
@@ -94,7 +87,7 @@ def read_torch(path: Path) -> StateDict:
     program = members[f"{root}data.pkl"]
     if program.data.size > _LARGEST_PICKLE:
         raise UnsafeFile(f"{path}: data.pkl has {program.data.size} bytes; at most {_LARGEST_PICKLE} are allowed")
-    content = _Interpreter(path).run(program.checked(path))
+    content = _TensorMachine(path, "data.pkl").run(io.BytesIO(program.checked(path)))
     if not isinstance(content, dict):
         raise FormatError(f"{path} holds a {type(content).__name__.strip('_')}; a dictionary of tensors is wanted")
     tensors: dict[str, Tensor] = {}
@@ -152,124 +145,28 @@ def _read(data: U8, note: _TensorNote, elements: int) -> U8:
     return np.ascontiguousarray(turned).view(np.uint8).reshape(-1)
 
 
-class _Interpreter:
-    """Runs the pickle's program on notes. One method for each family of instructions."""
+class _TensorMachine(PickleMachine):
+    """Understands storages and the calls that rebuild tensors from them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, program: bytes) -> Any:
-        for name, argument in self._instructions(program):
-            try:
-                if name == "STOP":
-                    return self.stack.pop()
-                self._step(name, argument)
-            except (IndexError, KeyError):
-                raise FormatError(f"{self.path}: data.pkl takes a value that is not there ({name})") from None
-        raise FormatError(f"{self.path}: data.pkl has no end")
-
-    def _instructions(self, program: bytes) -> Iterator[tuple[str, Any]]:
-        try:
-            for count, (code, argument, _) in enumerate(pickletools.genops(io.BytesIO(program))):
-                if count >= _MOST_INSTRUCTIONS:
-                    raise UnsafeFile(f"{self.path}: data.pkl has over {_MOST_INSTRUCTIONS} instructions")
-                yield code.name, argument
-        except (ValueError, EOFError, OverflowError) as error:
-            raise FormatError(f"{self.path}: data.pkl is damaged: {str(error)[:120]}") from None
-
-    def _step(self, name: str, argument: Any) -> None:
-        if name in _LITERALS:
-            self.stack.append(argument)
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in ("PROTO", "FRAME"):
-            pass
-        elif name == "MARK":
-            self.stack.append(_Mark)
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = self.stack[-1]
-        elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = self.stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-            self.stack.append({} if name == "EMPTY_DICT" else [])
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            self.stack.append(tuple(self._pop(int(name[-1]))))
-        elif name == "TUPLE":
-            self.stack.append(tuple(self._pop_to_mark()))
-        elif name in ("SETITEM", "SETITEMS"):
-            self._set(self._pop(2) if name == "SETITEM" else self._pop_to_mark())
-        elif name in ("APPEND", "APPENDS"):
-            items = self._pop(1) if name == "APPEND" else self._pop_to_mark()
-            self._target(list).extend(items)
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            self.stack.append(self._global(" ".join(map(_text, self._pop(2))) if name == "STACK_GLOBAL" else argument))
-        elif name == "BINPERSID":
-            self.stack.append(self._storage(self.stack.pop()))
-        elif name == "REDUCE":
-            called, arguments = self._pop(2)
-            self.stack.append(self._call(called, arguments))
-        elif name == "BUILD":  # attributes of an OrderedDict, such as the versions of modules: no tensors in them
-            self._pop(1)
-            self._target(dict)
-        else:
-            raise UnsafeFile(
-                f"{self.path}: data.pkl uses the instruction {name}, which a dictionary of tensors never needs"
-            )
-
-    def _pop(self, count: int) -> list[Any]:
-        if len(self.stack) < count:
-            raise IndexError
-        taken = self.stack[-count:]
-        del self.stack[-count:]
-        return taken
-
-    def _pop_to_mark(self) -> list[Any]:
-        taken: list[Any] = []
-        while (value := self.stack.pop()) is not _Mark:
-            taken.append(value)
-        return taken[::-1]
-
-    def _target(self, kind: type) -> Any:
-        if not isinstance(self.stack[-1], kind):
-            raise FormatError(
-                f"{self.path}: data.pkl fills a {type(self.stack[-1]).__name__} as if it were a {kind.__name__}"
-            )
-        return self.stack[-1]
-
-    def _set(self, pairs: list[Any]) -> None:
-        target = self._target(dict)
-        if len(pairs) % 2:
-            raise IndexError
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, str | int):
-                raise FormatError(f"{self.path}: data.pkl has a key that is a {type(key).__name__}; texts are wanted")
-            if key in target:
-                raise FormatError(f"{self.path}: key {str(key)[:80]!r} appears twice")
-            target[key] = value
-
-    def _global(self, name: Any) -> _Global:
+    def find_global(self, name: Any) -> _Global:
         if name in _ALLOWED:
             return _Global(name, _ALLOWED[name])
         shown = str(name)[:80].replace(" ", ".")
         if name in _OTHER_STORAGES:
-            raise FormatError(f"{self.path}: a tensor is stored as {shown}; allowed: Float, Half and BFloat16")
+            raise UnsupportedType(f"{self.path}: a tensor is stored as {shown}; allowed: Float, Half and BFloat16")
         raise UnsafeFile(
             f"{self.path} asks to call {shown}, which no dictionary of tensors needs; it may be an attack. "
             "Take a safetensors or GGUF version of the model"
         )
 
-    def _storage(self, reference: Any) -> _Storage:
+    def persistent(self, reference: Any) -> _Storage:
         match reference:
             case ("storage", _Global(meaning=("F32" | "F16" | "BF16") as kind), str(key), str(), int(n_elements)):
                 if n_elements >= 0:
                     return _Storage(TYPES[kind], key, n_elements)
         raise FormatError(f"{self.path}: data.pkl refers to something else than a storage of numbers")
 
-    def _call(self, called: Any, arguments: Any) -> Any:
+    def call(self, called: Any, arguments: Any) -> Any:
         match called, arguments:
             case _Global(meaning="dict"), ():
                 return {}
@@ -282,13 +179,5 @@ class _Interpreter:
         raise FormatError(f"{self.path}: data.pkl calls {what} with arguments that torch never writes")
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else type(value).__name__
-
-
 def _natural(value: Hashable) -> bool:
     return type(value) is int and 0 <= value < 1 << 48
-
-
-_LITERALS = frozenset(("BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"))
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}

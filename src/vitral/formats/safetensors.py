@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from vitral.errors import FormatError, TensorMismatch, TruncatedFile
+from vitral.errors import FormatError, TensorMismatch, TruncatedFile, UnsupportedType
 from vitral.formats.bounds import LARGEST_ELEMENTS, map_file, product
 from vitral.formats.json_text import parse_object, read_object
 from vitral.formats.quants import TYPES
 from vitral.formats.weights import U8, Tensor
 
-__all__ = ["TYPES_ALLOWED", "read_index", "read_safetensors", "shard_names", "write_safetensors"]
+__all__ = ["TYPES_ALLOWED", "read_index", "read_notes", "read_safetensors", "shard_names", "write_safetensors"]
 
 TYPES_ALLOWED = ("F32", "F16", "BF16")
 _LARGEST_HEADER = 16 << 20  # bytes; Mixtral 8x22B in one file would have 250 KB
@@ -43,6 +43,30 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     Raises FormatError or TruncatedFile, which name the tensor and what was found.
     """
+    header, _, data = _header(path)
+    if len(header) > _MOST_TENSORS:
+        raise FormatError(f"{path} has {len(header)} tensors; at most {_MOST_TENSORS} are allowed")
+    found: dict[str, Tensor] = {}
+    ranges: list[tuple[int, int, str]] = []
+    for name, entry in header.items():
+        tensor_type, shape, start, end = _entry(path, name, entry)
+        ranges.append((start, end, name))
+        found[name] = Tensor(name, TYPES[tensor_type], shape, partial(_bytes, data, start, end))
+    _check_ranges(path, ranges, data.size)
+    return found
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """The texts that a file, or the first file of a folder, keeps under `__metadata__` in its header."""
+    if path.is_dir():
+        path = next(iter(sorted(path.glob("*.safetensors"))), path / "model.safetensors")
+        if not path.exists():
+            return {}
+    return _header(path)[1]
+
+
+def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], U8]:
+    """The descriptions of tensors, the notes, and the data."""
     mapped = map_file(path, 8)
     size = int.from_bytes(mapped[:8].tobytes(), "little")
     if not 2 <= size <= _LARGEST_HEADER:
@@ -54,18 +78,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{path}: the header has {size} bytes, {mapped.size - 8} are left in the file; download it again"
         )
     header = parse_object(mapped[8 : 8 + size].tobytes(), f"{path}, header")
-    _check_notes(path, header.pop("__metadata__", {}))
-    if len(header) > _MOST_TENSORS:
-        raise FormatError(f"{path} has {len(header)} tensors; at most {_MOST_TENSORS} are allowed")
-    data = mapped[8 + size :]
-    found: dict[str, Tensor] = {}
-    ranges: list[tuple[int, int, str]] = []
-    for name, entry in header.items():
-        tensor_type, shape, start, end = _entry(path, name, entry)
-        ranges.append((start, end, name))
-        found[name] = Tensor(name, TYPES[tensor_type], shape, partial(_bytes, data, start, end))
-    _check_ranges(path, ranges, data.size)
-    return found
+    notes = header.pop("__metadata__", {})
+    _check_notes(path, notes)
+    return header, notes, mapped[8 + size :]
 
 
 def _bytes(data: U8, start: int, end: int) -> U8:
@@ -85,7 +100,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
         raise FormatError(f"{path}: tensor {name!r} must have dtype, shape and data_offsets, and nothing else")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if kind not in TYPES_ALLOWED:
-        raise FormatError(
+        raise UnsupportedType(
             f"{path}: tensor {name!r} is of type {str(kind)[:20]!r}; allowed: {', '.join(TYPES_ALLOWED)} "
             "(quantised safetensors are not read: take the original, or a GGUF file)"
         )
@@ -159,10 +174,12 @@ ToWrite = tuple[str, str, tuple[int, ...], Callable[[], U8]]
 """Name, type, shape, and the bytes on demand (called once, in turn)."""
 
 
-def write_safetensors(folder: Path, tensors: Iterable[ToWrite], shard_bytes: int = 5 << 30) -> list[Path]:
+def write_safetensors(
+    folder: Path, tensors: Iterable[ToWrite], shard_bytes: int = 5 << 30, notes: Mapping[str, str] | None = None
+) -> list[Path]:
     """Write tensors to `model.safetensors`, or to shards of at most `shard_bytes` and their index.
 
-    Types: F32, F16, BF16. Returns the paths written. Raises FormatError for what cannot be held.
+    `notes` are texts for the header of every file. Types: F32, F16, BF16. Returns the paths written. Raises FormatError for what cannot be held.
 
     >>> import tempfile
     >>> row = np.arange(4, dtype=np.float32)
@@ -186,7 +203,7 @@ def write_safetensors(folder: Path, tensors: Iterable[ToWrite], shard_bytes: int
         for file_name, group in zip(names, groups, strict=True):
             partial_file = folder / f".{file_name}.{os.getpid()}.partial"
             written[folder / file_name] = partial_file
-            _write(partial_file, group)
+            _write(partial_file, group, notes or {})
         if len(groups) > 1:
             index = {
                 "metadata": {"total_size": sum(_n_bytes(kind, shape) for _, kind, shape, _ in todo)},
@@ -220,8 +237,8 @@ def _divided(tensors: Sequence[ToWrite], most_bytes: int) -> list[list[ToWrite]]
     return groups
 
 
-def _write(path: Path, tensors: Sequence[ToWrite]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _write(path: Path, tensors: Sequence[ToWrite], notes: Mapping[str, str]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **notes}}
     at = 0
     for name, kind, shape, _ in tensors:
         end = at + _n_bytes(kind, shape)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,9 +48,15 @@ class Tensor:
         return values.dequantize().reshape(self.shape) if isinstance(values, Quantised) else values
 
     def digest(self) -> bytes:
-        """SHA-256 of name, type, shape and bytes."""
-        digest = hashlib.sha256(f"{self.name}\0{self.type.name}\0{self.shape}\0".encode())
-        digest.update(np.ascontiguousarray(self.raw()).data)
+        """SHA-256 of name, type, shape and bytes.
+
+        Vectors and routers count as float32, which is how GGUF keeps them whatever they were before.
+        """
+        small = len(self.shape) == 1 or self.name.endswith(".router.weight")
+        data = self.dequantize() if small else self.raw()
+        kind = "F32" if small else self.type.name
+        digest = hashlib.sha256(f"{self.name}\0{kind}\0{self.shape}\0".encode())
+        digest.update(np.ascontiguousarray(data).data)
         return digest.digest()
 
 
@@ -113,15 +121,25 @@ class Weights(Mapping[str, Tensor]):
             for tensor in self.tensors.values()
         )
 
-    def digest(self) -> str:
+    def digests(
+        self, threads: int | None = None, progress: Callable[[int, int], object] | None = None
+    ) -> dict[str, bytes]:
+        """The digest of each tensor, in the order of their names; as many tensors at once as there are threads."""
+        found: dict[str, bytes] = {}
+        names = sorted(self.tensors)
+        with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+            for name, digest in zip(names, pool.map(lambda name: self.tensors[name].digest(), names), strict=True):
+                found[name] = digest
+                if progress is not None:
+                    progress(len(found), len(names))
+        return found
+
+    def digest(self, threads: int | None = None, progress: Callable[[int, int], object] | None = None) -> str:
         """SHA-256 over the digests of all tensors in the order of their names, in hexadecimal.
 
         The same for the same values and types in whatever layout they were stored.
         """
-        digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            digest.update(self.tensors[name].digest())
-        return digest.hexdigest()
+        return hashlib.sha256(b"".join(self.digests(threads, progress).values())).hexdigest()
 
 
 def _nearest(name: str, names: Mapping[str, object]) -> str:

@@ -19,10 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vitral.errors import HubError, ModelNotFound
+from vitral.provenance.digest import sha256_of
 
 __all__ = ["Entry", "Store", "sha256_of"]
-
-_PIECE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +38,6 @@ class Entry:
     n_bytes: int
     source: str
     fetched: str
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 class Store:

@@ -17,7 +17,7 @@ from vitral.tokenizer.spm import from_llama2c, from_model_bytes, looks_like_llam
 from vitral.tokenizer.tokenizer import Tokenizer
 from vitral.tokenizer.vocab import looks_like_control
 
-__all__ = ["from_gguf", "from_path", "load_tokenizer"]
+__all__ = ["from_gguf", "from_path", "load_tokenizer", "looks_like_vocabulary", "read_definition"]
 
 _LARGEST_FILE = 64 << 20  # bytes; the largest tokenizer.json in use has 33 MB
 _LARGEST_CONFIG = 4 << 20
@@ -55,6 +55,16 @@ def from_path(path: Path | str) -> Tokenizer:
     except TokenizerError as error:
         raise type(error)(f"{file}: {error}") from None
     return tokenizer
+
+
+def read_definition(path: Path) -> dict[str, Any]:
+    """The object in a tokenizer's JSON file, of bounded size; TokenizerError for anything else."""
+    return _json(_read(path, _LARGEST_FILE))
+
+
+def looks_like_vocabulary(data: bytes) -> bool:
+    """Whether bytes are a vocabulary that is no JSON: SentencePiece's, tiktoken's or llama2.c's."""
+    return looks_like_model(data) or looks_like_tiktoken(data[:4096]) or looks_like_llama2c(data)
 
 
 def _from_bytes(file: Path, data: bytes, beside: _Beside) -> Tokenizer:

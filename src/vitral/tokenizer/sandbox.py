@@ -26,7 +26,7 @@ from jinja2.visitor import NodeTransformer
 from vitral.errors import TemplateError
 from vitral.tokenizer.budget import current_budget
 
-__all__ = ["LONGEST_TEMPLATE", "compiled"]
+__all__ = ["LONGEST_TEMPLATE", "compiled", "parsed"]
 
 LONGEST_TEMPLATE = 1 << 16  # characters; the longest in use has 15,000
 
@@ -101,6 +101,14 @@ def compiled(source: str) -> Callable[[Mapping[str, Any]], Iterable[str]]:
     if len(source) > LONGEST_TEMPLATE:
         raise TemplateError(f"a chat template of {len(source)} characters; at most {LONGEST_TEMPLATE} are allowed")
     return _environment().from_string(source).generate
+
+
+def parsed(source: str) -> nodes.Template:
+    """A template's syntax tree as its author wrote it, without the questions to the budget; nothing of it runs.
+
+    Raises jinja2's TemplateSyntaxError.
+    """
+    return Parser(_environment(), source).parse()
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,230 @@
+"""A look at a model before anything of it is used: every file by its content, never by what it is called.
+
+Only headers, configurations, pickles and templates are read; nothing is unpacked or run but the chat templates,
+in their sandbox. What a file may hold is listed and everything else is refused or put before a person.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vitral.errors import FormatError, ModelNotFound, UnsupportedType, VitralError
+from vitral.formats.sniff import kind_of
+from vitral.provenance.digest import sha256_of
+from vitral.provenance.findings import Finding, note, person, refused
+from vitral.provenance.scan_archive import PACKED, hidden_archive, scan_tar, scan_zip
+from vitral.provenance.scan_content import (
+    READ_BY_US,
+    Content,
+    read_gguf_content,
+    read_json_content,
+    read_safetensors_content,
+)
+from vitral.provenance.scan_names import scan_name, walk
+from vitral.provenance.scan_pickle import looks_like_pickle, scan_numpy, scan_pickle, scan_torch
+from vitral.provenance.scan_probes import probe
+from vitral.provenance.scan_template import Capabilities, capabilities, scan_tree
+from vitral.verdict import Verdict
+
+__all__ = ["Scan", "scan"]
+
+_HEAD = 1 << 14
+_LARGEST_TEXT_PROBE = 1 << 20
+_KNOWN_BINARIES = {
+    b"\x89PNG": "picture", b"\xff\xd8\xff": "picture", b"GIF8": "picture", b"RIFF": "media", b"%PDF": "document",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What was found under `path`: the files by kind, the findings, and what each chat template can do."""
+
+    path: Path
+    files: dict[str, str]
+    findings: tuple[Finding, ...]
+    templates: dict[str, Capabilities] = field(default_factory=dict)
+
+    def of(self, level: str) -> list[Finding]:
+        """The findings of one level."""
+        return [finding for finding in self.findings if finding.level == level]
+
+    def verdict(self) -> Verdict:
+        """Passed unless something is refused; None where a person must look."""
+        wrong, unsure = self.of("refused"), self.of("person")
+        reasons = [f"{finding.file}: {finding.text} [{finding.rule}]" for finding in wrong or unsure]
+        evidence: dict[str, Any] = {
+            "files": self.files,
+            "findings": [asdict(finding) for finding in self.findings],
+            "templates": {name: asdict(able) for name, able in self.templates.items()},
+        }
+        passed = False if wrong else None if unsure else True
+        return Verdict(passed, tuple(reasons or [f"{len(self.files)} files, nothing against them"]), evidence)
+
+
+def scan(path: Path, base: Path | None = None) -> Scan:
+    """Scan a file or everything in a folder; with `base`, compare templates and added tokens with that model's.
+
+    Raises ModelNotFound for a path that is not there.
+    """
+    contents, files, findings = _read(Path(path))
+    for file, content in contents.items():
+        findings += _judge_templates(file, content)
+    if base is not None:
+        findings += _compared(contents, _read(Path(base))[0])
+    templates = {
+        _named(file, name): capabilities(source)
+        for file, content in contents.items()
+        for name, source in content.templates.items()
+        if not any(f.rule in ("template-broken", "template-size") and f.file == _named(file, name) for f in findings)
+    }
+    ordered = sorted(set(findings), key=lambda f: (("refused", "person", "note").index(f.level), f))
+    return Scan(Path(path), files, tuple(_with_digest(Path(path), finding) for finding in ordered), templates)
+
+
+def _read(path: Path) -> tuple[dict[str, Content], dict[str, str], list[Finding]]:
+    if not path.exists():
+        raise ModelNotFound(f"{path} does not exist; give a model file or folder")
+    contents: dict[str, Content] = {}
+    files: dict[str, str] = {}
+    findings: list[Finding] = []
+    entries = walk(path) if path.is_dir() else [(path, path.name, None)]
+    for file, name, finding in entries:
+        if finding is not None:
+            findings.append(finding)
+            continue
+        contents[name] = Content()
+        try:
+            findings.extend(_scan_file(file, name, files, contents[name]))  # what comes before an error is kept
+        except UnsupportedType as error:
+            findings.append(person(name, "type", _plain(error, file)))
+        except VitralError as error:
+            findings.append(refused(name, "structure", _plain(error, file)))
+        except OSError as error:
+            findings.append(refused(name, "unreadable", f"cannot be read: {error.strerror}"))
+    if not files and not findings:
+        findings.append(person(path.name, "empty", "no files"))
+    return contents, files, findings
+
+
+def _scan_file(path: Path, name: str, files: dict[str, str], content: Content) -> Iterator[Finding]:
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    kind = str(kind_of(path))
+    files[name] = kind
+    yield from scan_name(path, name, head)
+    if kind not in ("empty", "torch") and hidden_archive(path):
+        yield refused(name, "polyglot", f"a {kind} file that is a ZIP archive too: programs would see different files")
+    if kind == "gguf":
+        yield from read_gguf_content(path, name, content)
+    elif kind == "safetensors":
+        yield from read_safetensors_content(path, name)
+    elif kind == "torch":
+        yield from _zip(path, name, files)
+    elif kind == "pickle":
+        yield from scan_pickle(path, name)
+    elif kind == "json" or (kind == "text" and path.name in READ_BY_US):
+        yield from read_json_content(path, name, content)
+    elif kind in ("text", "unknown"):
+        files[name] = yield from _other(path, name, head, kind, content)
+    elif kind in ("lfs pointer", "web page", "empty"):
+        yield note(name, "no-content", f"{kind}; download it again if it should be more")
+
+
+def _zip(path: Path, name: str, files: dict[str, str]) -> Iterator[Finding]:
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - (1 << 20)))
+        torch = b"data.pkl" in stream.read()  # in the directory at the end
+    if torch:
+        yield from scan_torch(path, name)
+    else:
+        files[name] = "zip"
+        yield from scan_zip(path, name)
+
+
+def _other(path: Path, name: str, head: bytes, kind: str, content: Content) -> Generator[Finding, None, str]:
+    """Text, and binaries that are no model; gives the kind."""
+    packed = next((what for magic, what in PACKED.items() if head.startswith(magic)), None)
+    if packed is not None:
+        yield refused(name, "packed", f"{packed}: what is in it cannot be seen; unpack it and scan what comes out")
+        return packed
+    if head.startswith(b"\x93NUMPY"):
+        yield from scan_numpy(path, name)
+        return "numpy"
+    if head[257:262] == b"ustar":
+        yield from scan_tar(path, name)
+        return "tar"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        yield refused(name, "keras", "HDF5: Keras models of this kind may carry code; take safetensors or GGUF")
+        return "hdf5"
+    if looks_like_pickle(head if len(head) < _HEAD else path.read_bytes()[:_LARGEST_TEXT_PROBE]):
+        yield refused(name, "pickle-code", "a pickle that looks names up; it begins like text to get past a scanner")
+        return "pickle"
+    if kind == "text":
+        if path.suffix in (".jinja", ".jinja2"):
+            content.templates["default" if path.stem == "chat_template" else path.stem] = path.read_text(
+                "utf-8", "replace"
+            )
+        return "text"
+    known = next((what for magic, what in _KNOWN_BINARIES.items() if head.startswith(magic)), None)
+    if known is None and not _is_vocabulary(path):
+        yield person(name, "unknown", "no kind of file that is known here")
+    return known or kind
+
+
+def _is_vocabulary(path: Path) -> bool:
+    from vitral.tokenizer.load import looks_like_vocabulary
+
+    return path.stat().st_size <= 64 << 20 and looks_like_vocabulary(path.read_bytes())
+
+
+def _judge_templates(file: str, content: Content) -> Iterator[Finding]:
+    for name, source in content.templates.items():
+        where = _named(file, name)
+        found = list(scan_tree(source, where))
+        yield from found
+        if not any(finding.level == "refused" for finding in found):
+            yield from probe(source, capabilities(source), where)
+
+
+def _compared(ours: dict[str, Content], theirs: dict[str, Content]) -> Iterator[Finding]:
+    """Differences from the model that this one says it comes from."""
+    base = {name: source for content in theirs.values() for name, source in content.templates.items()}
+    tokens = {text for content in theirs.values() for _, text, _ in content.added_tokens}
+    for file, content in ours.items():
+        for name, source in content.templates.items():
+            if base and source != base.get(name):
+                changed = difflib.unified_diff(
+                    (base.get(name) or "").splitlines(), source.splitlines(), n=0, lineterm=""
+                )
+                lines = [line for line in changed if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+                text = f"differs from the base model's in {len(lines)} lines: {'  '.join(lines)[:400]}"
+                yield person(_named(file, name), "template-differs", text)
+        more = sorted({text for _, text, _ in content.added_tokens} - tokens) if tokens else []
+        if more:
+            yield person(file, "tokens-differ", f"{len(more)} added tokens that the base model has not: {more[:5]}")
+
+
+def _named(file: str, name: str) -> str:
+    return f"{file}#{name}"
+
+
+def _plain(error: Exception, path: Path) -> str:
+    return " ".join(str(error).replace(str(path), "the file").split())
+
+
+def _with_digest(root: Path, finding: Finding) -> Finding:
+    """What is refused carries the digest by which it could be accepted."""
+    if finding.level != "refused":
+        return finding
+    file = finding.file.partition("#")[0]
+    path = root / file if root.is_dir() else root
+    if not path.is_file():  # a pipe would keep us waiting
+        return finding
+    try:
+        return replace(finding, sha256=sha256_of(path))
+    except (OSError, FormatError):
+        return finding
