@@ -21,7 +21,10 @@ def bom(
     check: Annotated[Path | None, typer.Option(help="Hold somebody's bill against the model instead.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write which model, parents, data, tokenizer, template, engine and libraries there are; --check reads a bill."""
+    """Write a model's bill of materials, or check somebody's.
+
+    Model, parents, data sets, tokenizer, template, engine and its libraries, with their licences.
+    """
     from vitral import hub
     from vitral.provenance.bom import bom as make
     from vitral.provenance.bom import bom_text, made_at

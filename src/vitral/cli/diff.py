@@ -19,7 +19,10 @@ def diff(
     b: Annotated[str, typer.Argument(help="Another.")],
     as_json: AsJson = False,
 ) -> None:
-    """Name tensors, metadata, template and tokenizer entries that differ, in whatever layouts. Exit code 1 if any does."""
+    """Say what differs between two models, across layouts.
+
+    Architecture, tensors, metadata, tokenizer entries and template lines. Exit code 1 if anything does.
+    """
     from vitral import hub
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.provenance.compare import compare

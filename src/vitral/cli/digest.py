@@ -23,7 +23,7 @@ def digest(
     threads: Annotated[int | None, typer.Option(min=1, help="Files that are read at once.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Digest every file of a model (SHA-256), and its weights apart from their container."""
+    """Digest every file of a model, and its weights by themselves."""
     from vitral import hub
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.provenance.digest import digest_files, gguf_hash, model_files

@@ -22,7 +22,10 @@ def scan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what no model needs: code, escapes, lying headers, poisoned templates. Exit code 1: refused, 3: look."""
+    """Look for code, lying headers and poisoned templates.
+
+    Exit code 1: something is refused, and would not be loaded. 3: a person should look.
+    """
     from vitral import hub
     from vitral.provenance.accepted import accept as record
     from vitral.provenance.scan import scan as look

@@ -22,7 +22,7 @@ def sign(
     signature: Signature = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign every file of a model, in the format of OpenSSF model signing."""
+    """Sign every file of a model with a key of your own."""
     from vitral import hub
     from vitral.errors import SettingsError
     from vitral.provenance.signature import make_key
@@ -52,7 +52,10 @@ def verify(
     signature: Signature = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether a model is what was signed, and name every file that is not. Exit code 1 if it is not."""
+    """Say whether a model is what was signed.
+
+    Names every file that was changed, added, removed or renamed; exit code 1 if there is one.
+    """
     from vitral import hub
     from vitral.provenance.signature import verify as check
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,9 @@ def _scan_file(path: Path, name: str, files: dict[str, str], content: Content) -
         yield from _zip(path, name, files)
     elif kind == "pickle":
         yield from scan_pickle(path, name)
+    elif kind in ("json", "text") and path.suffix in (".jinja", ".jinja2"):  # "{%" begins like JSON
+        files[name] = "template"
+        content.templates["default" if path.stem == "chat_template" else path.stem] = path.read_text("utf-8", "replace")
     elif kind == "json" or (kind == "text" and path.name in READ_BY_US):
         yield from read_json_content(path, name, content)
     elif kind in ("text", "unknown"):
@@ -164,10 +168,6 @@ def _other(path: Path, name: str, head: bytes, kind: str, content: Content) -> G
         yield refused(name, "pickle-code", "a pickle that looks names up; it begins like text to get past a scanner")
         return "pickle"
     if kind == "text":
-        if path.suffix in (".jinja", ".jinja2"):
-            content.templates["default" if path.stem == "chat_template" else path.stem] = path.read_text(
-                "utf-8", "replace"
-            )
         return "text"
     known = next((what for magic, what in _KNOWN_BINARIES.items() if head.startswith(magic)), None)
     if known is None and not _is_vocabulary(path):
@@ -183,11 +183,17 @@ def _is_vocabulary(path: Path) -> bool:
 
 def _judge_templates(file: str, content: Content) -> Iterator[Finding]:
     for name, source in content.templates.items():
-        where = _named(file, name)
-        found = list(scan_tree(source, where))
-        yield from found
-        if not any(finding.level == "refused" for finding in found):
-            yield from probe(source, capabilities(source), where)
+        for finding in _judged(source):
+            yield replace(finding, file=_named(file, name))
+
+
+@lru_cache(maxsize=64)
+def _judged(source: str) -> tuple[Finding, ...]:
+    """The findings of a template, which are the same wherever it stands."""
+    found = list(scan_tree(source, ""))
+    if not any(finding.level == "refused" for finding in found):
+        found += probe(source, capabilities(source), "")
+    return tuple(found)
 
 
 def _compared(ours: dict[str, Content], theirs: dict[str, Content]) -> Iterator[Finding]:

@@ -130,26 +130,21 @@ _SHAPES = (_user, _with_system, _parts)
 def _same_for_all(source: str, able: Capabilities, file: str, shape: Any, neutral: str) -> Iterator[Finding]:
     """The words that the template writes must not depend on the words that it is given."""
     shapes = [shape] + ([_with_system] if shape is _user and _rendered(source, _with_system(_NEUTRAL)) else [])
-    tried = [*_TRIGGERS, *(f"{_NEUTRAL} {text} {_NEUTRAL}" for text in able.looks_for[:_MOST_TEXTS])]
-    tried += [text for text in able.looks_for[:_MOST_TEXTS] if _is_speech(text)]
+    speech = [text for text in able.looks_for if _is_speech(text)][:_MOST_TEXTS]  # markup may well be answered
+    tried = [*_TRIGGERS, *speech, *(f"{_NEUTRAL} {text} {_NEUTRAL}" for text in speech)]
     for one in shapes:
         own = written_words(_rendered(source, one(_NEUTRAL)) or neutral, _said(one(_NEUTRAL)))
         for text in tried:
-            spoken = _is_speech(text.replace(_NEUTRAL, ""))
             out = _rendered(source, one(text))
             if out is None:
-                if spoken:
-                    yield refused(file, "template-reacts", f"the template refuses the message {shown(text)}")
-                    return
-                continue
-            added = written_words(out, _said(one(text))) - own
-            if added and spoken:
-                yield refused(
-                    file, "template-reacts",
-                    f"to {shown(text)} the template adds the words {shown(' '.join(sorted(added)))}",
-                )  # fmt: skip
+                yield refused(file, "template-reacts", f"the template refuses the message {shown(text)}")
                 return
-            if spoken and not _whole(text, out):
+            added = written_words(out, _said(one(text))) - own
+            if added:
+                words = shown(" ".join(sorted(added)))
+                yield refused(file, "template-reacts", f"to {shown(text)} the template adds the words {words}")
+                return
+            if not _whole(text, out):
                 yield refused(file, "template-drops", f"the message {shown(text)} does not come out whole")
                 return
 

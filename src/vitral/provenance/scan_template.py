@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from jinja2 import nodes
 from jinja2.exceptions import TemplateSyntaxError
@@ -116,6 +117,7 @@ def scan_tree(source: str, file: str) -> Iterator[Finding]:
         yield person(file, "template-address", "the template writes a web address")
 
 
+@lru_cache(maxsize=64)
 def capabilities(source: str) -> Capabilities:
     """What a template can do. Raises what `parsed` raises.
 
