@@ -91,6 +91,14 @@ def write(
         files = None
     with progress_bar("tensors") as bar:
         return convert_file(
-            source, out, layout.value, type, importance, bar, tokenizer=files, split_bytes=split_bytes, pure=pure,
+            source,
+            out,
+            layout.value,
+            type,
+            importance,
+            bar,
+            tokenizer=files,
+            split_bytes=split_bytes,
+            pure=pure,
             notes=notes,
         )
