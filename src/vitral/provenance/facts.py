@@ -82,7 +82,7 @@ def gather(path: Path, progress: Callable[[int, int], object] | None = None) -> 
     """Read a model: every byte once for the files' digests, and the tensors once more for the weights'."""
     checkpoint = open_checkpoint(path)
     folder = path if path.is_dir() else path.parent
-    card = read_card(path)
+    card = _card(path)
     tokenizer = tokenizer_in(checkpoint)
     template = tokenizer.chat_template if tokenizer is not None else None
     values = checkpoint.metadata
@@ -107,6 +107,12 @@ def gather(path: Path, progress: Callable[[int, int], object] | None = None) -> 
         engine=version(),
         libraries=tuple(_libraries()),
     )
+
+
+def _card(path: Path) -> Mapping[str, Any]:
+    """The front matter of the card in a folder; empty without one."""
+    card = path / "README.md"
+    return read_card(card)[0] if path.is_dir() and card.is_file() else {}
 
 
 def _sizes(checkpoint: Checkpoint) -> dict[str, int]:

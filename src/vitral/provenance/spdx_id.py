@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+
+from vitral.errors import LicenceError
+from vitral.provenance.terms import licence
 
 __all__ = ["expression", "spdx_id"]
 
@@ -72,9 +76,13 @@ def spdx_id(tag: str) -> str | None:
 
 
 def expression(tag: str) -> str:
-    """An SPDX expression for any tag.
+    """An SPDX expression for any tag: an id of the list, the catalogue's reference, or one made of the tag.
 
     >>> expression("llama3.1")
     'LicenseRef-llama3.1'
     """
-    return spdx_id(tag) or "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.-]+", "-", tag).strip("-") or "unnamed")
+    known = spdx_id(tag)
+    if known is None:
+        with suppress(LicenceError):
+            known = licence(tag).spdx
+    return known or "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.-]+", "-", tag).strip("-") or "unnamed")
