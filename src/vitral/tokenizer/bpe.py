@@ -68,8 +68,7 @@ def from_merges(
         twice = next(piece for id, piece in enumerate(pieces) if ids[piece] != id)
         raise TokenizerError(f"the piece {twice!r} stands in the vocabulary twice; which id is meant cannot be known")
     kinds = _marked(kinds, named, pieces)
-    pairs = [merge.split(" ") for merge in merges]
-    if wrong := next((merge for merge, pair in zip(merges, pairs, strict=True) if len(pair) != 2), None):
+    if wrong := next((merge for merge in merges if merge.count(" ") != 1), None):
         raise TokenizerError(f"the merge {wrong!r} is not two pieces with a space between them")
     added = [
         {"id": id, "content": piece, "special": is_control(kind), "normalized": False}
@@ -85,11 +84,10 @@ def from_merges(
     definition = {
         "added_tokens": added,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*split, level]},
-        "model": {"type": "BPE", "vocab": ids, "merges": pairs, "ignore_merges": pre.ignore_merges},
+        "model": {"type": "BPE", "vocab": ids, "merges": merges, "ignore_merges": pre.ignore_merges},
     }
-    literal = (Kind.CONTROL, Kind.UNKNOWN, Kind.USER)
-    spelled = zip(pieces, kinds, strict=True)
-    data = tuple(piece.encode() if kind in literal else from_byte_alphabet(piece) for piece, kind in spelled)
+    literal = {entry["id"] for entry in added}
+    data = tuple(piece.encode() if id in literal else from_byte_alphabet(piece) for id, piece in enumerate(pieces))
     vocabulary = Vocabulary(tuple(pieces), data, tuple(kinds))
     return _assemble(definition, vocabulary, [], SpaceRule.NEVER, named)
 
@@ -163,7 +161,7 @@ def _assemble(
         codec=LibraryCodec(definition, rule),
         specials=specials,
         space=rule,
-        vocabulary_digest=vocabulary.digest(settings, _merge_bytes(definition["model"].get("merges") or [])),
+        fingerprint=lambda: vocabulary.digest(settings, _merge_bytes(definition["model"].get("merges") or [])),
         bos_id=named.bos_id,
         eos_id=named.eos_id,
         unk_id=named.unk_id,
@@ -174,15 +172,39 @@ def _assemble(
     )
 
 
+_MODEL_OPTIONS = (
+    "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges",
+)  # fmt: skip
+
+
 def _load(definition: Mapping[str, Any]) -> Any:
+    """The library's tokenizer. Vocabulary and merges go in as objects: as JSON they take three times as long."""
+    from tokenizers import AddedToken
     from tokenizers import Tokenizer as Library
+    from tokenizers.models import BPE
+
+    model = definition["model"]
+    options = {key: model[key] for key in _MODEL_OPTIONS if model.get(key) is not None}
+    rules = {"version": "1.0", **definition, "model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
 
     def build() -> Any:
-        backend = Library.from_str(json.dumps({"version": "1.0", **definition}))
+        backend = Library.from_str(json.dumps(rules))
+        backend.model = BPE(vocab=model["vocab"], merges=_pairs(model.get("merges") or []), **options)
+        for entry in sorted(definition["added_tokens"], key=lambda entry: int(entry["id"])):
+            flags = {key: value for key, value in entry.items() if key not in ("id", "content")}
+            backend.add_tokens([AddedToken(entry["content"], **flags)])
+            if (id := backend.token_to_id(entry["content"])) != entry["id"]:
+                raise TokenizerError(
+                    f"the added token {entry['content']!r} has id {entry['id']}; by the vocabulary it is {id}"
+                )
         backend.encode_special_tokens = True  # their text is text; finding them is our part
         return backend
 
     return guarded(build, "the vocabulary")
+
+
+def _pairs(merges: Sequence[str | Sequence[str]]) -> list[tuple[str, ...]]:
+    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
 
 
 def _merge_bytes(merges: Sequence[str | Sequence[str]]) -> Iterator[bytes]:
@@ -198,7 +220,7 @@ def _marked(kinds: Sequence[Kind], named: Named, pieces: Sequence[str]) -> list[
         if id is not None and 0 <= id < len(marked) and marked[id] != Kind.UNKNOWN:
             marked[id] = Kind.CONTROL
     for id, kind in enumerate(marked):
-        if kind == Kind.USER and looks_like_control(pieces[id]):
+        if kind is Kind.USER and looks_like_control(pieces[id]):
             marked[id] = Kind.CONTROL
     return marked
 

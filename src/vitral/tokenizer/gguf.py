@@ -95,9 +95,10 @@ def _kinds(metadata: Mapping[str, Any], size: int) -> list[Kind]:
         raise TokenizerError(
             f"the GGUF vocabulary has {size} pieces and {len(numbers)} types; they must be equally many"
         )
+    kinds = {kind.value: kind for kind in Kind}
     try:
-        return [Kind(number) for number in numbers]
-    except ValueError:
+        return [kinds[number] for number in numbers]
+    except KeyError:
         wrong = next(number for number in numbers if number not in Kind.__members__.values())
         raise TokenizerError(f"a piece of the GGUF vocabulary has the type {wrong}; allowed: 1 to 6") from None
 
@@ -108,7 +109,7 @@ def _list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
     if value is None:
         raise TokenizerError(f"the GGUF file has no {_PREFIX + key!r}; a vocabulary needs it, convert the model anew")
     value = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+    if not isinstance(value, list) or not {type(item) for item in value} <= {kind}:
         raise TokenizerError(f"the GGUF key {_PREFIX + key!r} must be a list of {kind.__name__}")
     if len(value) > 2 * MOST_PIECES:
         raise TokenizerError(

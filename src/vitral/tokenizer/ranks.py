@@ -141,7 +141,7 @@ def _build(
         codec=RankCodec(pattern, ranks, offset),
         specials=Specials(Special(id, text) for text, id in specials.items()),
         space=SpaceRule.NEVER,
-        vocabulary_digest=vocabulary.digest({"library": "tiktoken", "pattern": pattern, "offset": offset}),
+        fingerprint=lambda: vocabulary.digest({"library": "tiktoken", "pattern": pattern, "offset": offset}),
         bos_id=specials.get(bos),
         eos_id=specials.get(eos),
         unk_id=specials.get("<unk>"),

@@ -105,7 +105,7 @@ def from_pieces(
         codec=SentencePieceCodec(model, rule),
         specials=Specials(Special(id, text) for text, id in vocabulary.specials().items()),
         space=rule,
-        vocabulary_digest=vocabulary.digest(settings, [scores]),
+        fingerprint=lambda: vocabulary.digest(settings, [scores]),
         bos_id=bos_id,
         eos_id=eos_id,
         unk_id=unk_id,

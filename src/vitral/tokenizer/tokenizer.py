@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -34,7 +34,7 @@ class Codec(Protocol):
 class Tokenizer:
     """A vocabulary and the rules around it. Made by `vitral.tokenizer.load`.
 
-    `vocabulary_digest` is the sha256 (hex) over vocabulary, merges, control tokens and the rules of the library.
+    `fingerprint` computes `vocabulary_digest`; it is asked once, and only when a digest is wanted.
     """
 
     kind: str  # "spm", "bpe", "tiktoken" or "tekken"
@@ -42,7 +42,7 @@ class Tokenizer:
     codec: Codec = field(repr=False)
     specials: Specials = field(repr=False)
     space: SpaceRule
-    vocabulary_digest: str
+    fingerprint: Callable[[], str] = field(repr=False)
     bos_id: int | None = None
     eos_id: int | None = None
     unk_id: int | None = None
@@ -72,6 +72,11 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         """Ids that plain text never becomes."""
         return self.specials.ids
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        """sha256 (hex) over vocabulary, merges, control tokens and the rules of the library."""
+        return self.fingerprint()
 
     @cached_property
     def digest(self) -> str:

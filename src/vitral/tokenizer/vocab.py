@@ -78,7 +78,7 @@ class Vocabulary:
         """
         found: dict[str, int] = {}
         for index, kind in enumerate(self.kinds):
-            if kind in (Kind.CONTROL, Kind.UNKNOWN) and self.pieces[index]:
+            if (kind is Kind.CONTROL or kind is Kind.UNKNOWN) and self.pieces[index]:
                 found.setdefault(self.pieces[index], index)
         return found
 
@@ -116,16 +116,17 @@ def byte_alphabet() -> Mapping[int, str]:
 
 
 @cache
-def _alphabet_bytes() -> Mapping[str, int]:
-    return {character: byte for byte, character in byte_alphabet().items()}
+def _to_latin_1() -> Mapping[int, str]:
+    """A table for `str.translate`: each character of the alphabet to that of its byte, other Latin-1 out of Latin-1."""
+    outside = {code: "\uffff" for code in range(256)}
+    return outside | {ord(character): chr(byte) for byte, character in byte_alphabet().items()}
 
 
 def from_byte_alphabet(piece: str) -> bytes:
     """The bytes a byte-level piece stands for; a piece outside the alphabet stands for its own text."""
-    table = _alphabet_bytes()
     try:
-        return bytes(table[character] for character in piece)
-    except KeyError:
+        return piece.translate(_to_latin_1()).encode("latin-1")
+    except UnicodeEncodeError:
         return piece.encode("utf-8", "surrogatepass")
 
 
