@@ -203,8 +203,9 @@ def _load(definition: Mapping[str, Any]) -> Any:
     return guarded(build, "the vocabulary")
 
 
-def _pairs(merges: Sequence[str | Sequence[str]]) -> list[tuple[str, ...]]:
-    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+def _pairs(merges: Sequence[str | Sequence[str]]) -> list[tuple[str, str]]:
+    """Merges as pairs; ValueError for one that is not two pieces."""
+    return [(left, right) for left, right in (m.split(" ") if isinstance(m, str) else m for m in merges)]
 
 
 def _merge_bytes(merges: Sequence[str | Sequence[str]]) -> Iterator[bytes]:

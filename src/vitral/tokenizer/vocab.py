@@ -118,7 +118,7 @@ def byte_alphabet() -> Mapping[int, str]:
 @cache
 def _to_latin_1() -> Mapping[int, str]:
     """A table for `str.translate`: each character of the alphabet to that of its byte, other Latin-1 out of Latin-1."""
-    outside = {code: "\uffff" for code in range(256)}
+    outside = dict.fromkeys(range(256), "\uffff")
     return outside | {ord(character): chr(byte) for byte, character in byte_alphabet().items()}
 
 
