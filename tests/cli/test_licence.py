@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import refused, vitral
+from tests.cli.test_main import ROOT, refused, vitral
 
 QUIET = """
 [who]
@@ -100,3 +103,24 @@ def test_explain_compare_list_and_recognise_have_a_word_for_people_and_machines(
 )
 def test_what_cannot_be_found_is_one_line(arguments: tuple[str, ...]) -> None:
     refused("licence", *arguments)
+
+
+def test_on_a_terminal_only_facts_that_clauses_turn_on_are_asked() -> None:
+    """Mixtral's Apache licence asks whether copies leave and whether they were changed, and for nothing else."""
+    answers = iter((b"y\n", b"n\n"))
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ |= {"PYTHONPATH": str(ROOT / "src"), "TERM": "dumb", "COLUMNS": "100"}
+        os.execv(sys.executable, [sys.executable, "-m", "vitral", "licence", "check", "mistralai/Mixtral-8x7B-v0.1"])
+    said = b""
+    while True:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:  # the other end has closed
+            break
+        said += piece
+        if piece.rstrip().endswith(b"(y/n):"):
+            os.write(terminal, next(answers))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    text = said.decode()
+    assert text.count("(y/n)") == 2 and "Allowed with duties" in text and "§4(a)" in text

@@ -254,3 +254,16 @@ def test_the_bundle_holds_words_that_licences_order(tmp_path: Path) -> None:
     duties = (tmp_path / "out" / "DUTIES.md").read_text("utf-8")
     assert "Built with Llama" in duties and "Built with Qwen" in duties
     write_notices(judge(dossier, use), tmp_path / "out", tmp_path / "model")  # the same again is no conflict
+
+
+def test_apache_comes_along_where_the_model_does_not_bring_it(tmp_path: Path) -> None:
+    use = replace(QUIET, share_weights=True)
+    judgement = judge(of(part("model", "mistralai/Mixtral-8x7B-v0.1", "apache-2.0")), use)
+    write_notices(judgement, tmp_path / "bare")
+    assert "Version 2.0, January 2004" in (tmp_path / "bare" / "LICENSE-apache-2.0.txt").read_text("utf-8")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "LICENSE").write_bytes((tmp_path / "bare" / "LICENSE-apache-2.0.txt").read_bytes())
+    brought = judge(gather(folder, "mistralai/Mixtral-8x7B-v0.1"), use)
+    names = {path.name for path in write_notices(brought, tmp_path / "out", folder)}
+    assert names == {"DUTIES.md", "LICENSE", "THIRD-PARTY-LICENCES.md"}

@@ -56,10 +56,11 @@ def winnow(words: list[str]) -> list[Print]:
     hashes = [_hash(words[at : at + SHINGLE]) for at in range(len(words) - SHINGLE + 1)]
     kept: list[Print] = []
     for start in range(max(1, len(hashes) - WINDOW + 1) if hashes else 0):
-        window = range(start, min(start + WINDOW, len(hashes)))
-        at = min(window, key=lambda at: (hashes[at], -at))  # the rightmost of equals, so that runs keep one
-        if not kept or kept[-1].at != at:
-            kept.append(Print(hashes[at], at))
+        window = hashes[start : start + WINDOW]
+        smallest = min(window)
+        if kept and kept[-1].at >= start and kept[-1].value == smallest:
+            continue  # robust winnowing: of equals, the one already kept, so that repetition adds nothing
+        kept.append(Print(smallest, start + len(window) - 1 - window[::-1].index(smallest)))
     return kept
 
 

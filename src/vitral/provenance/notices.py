@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 from vitral.errors import LicenceError
@@ -28,38 +28,38 @@ def notice_files(judgement: Judgement) -> dict[str, str]:
     return files
 
 
-def write_notices(
-    judgement: Judgement, out: Path, model: Path | None = None, ours: Mapping[str, str] | None = None
-) -> tuple[Path, ...]:
+def write_notices(judgement: Judgement, out: Path, model: Path | None = None) -> tuple[Path, ...]:
     """Write the bundle into a folder; returns what was written.
 
-    model: its file or folder, whose own licence files are copied. ours: texts of licences that we may ship, by id.
-    Raises LicenceError where `out` has files that would be overwritten with something else.
+    model: its file or folder, whose own licence files are copied. A text that may be shipped by anyone
+    (Apache-2.0) is added where the model does not bring it; of all others the address is given.
+    Raises LicenceError where `out` has a file that says something else.
     """
+    files = {name: text.encode() for name, text in notice_files(judgement).items()}
+    files |= _shipped(judgement)
+    files |= {path.name: path.read_bytes() for path in _originals(model)} if model else {}
     out.mkdir(parents=True, exist_ok=True)
-    files = notice_files(judgement)
-    for id in _owed(judgement):
-        if ours and id in ours:
-            files[f"LICENSE-{id}.txt"] = ours[id]
-    copies = list(_originals(model)) if model else []
-    for name in (*files, *(path.name for path in copies)):
+    for name, content in files.items():
         there = out / name
-        if (
-            there.exists()
-            and (name not in files or there.read_text("utf-8", "replace") != files[name])
-            and not _same(there, copies)
-        ):
+        if there.exists() and (not there.is_file() or there.read_bytes() != content):
             raise LicenceError(f"{there} exists and says something else; give an empty folder to --out")
-    for name, text in files.items():
-        (out / name).write_text(text, "utf-8")
-    for path in copies:
-        if (out / path.name).resolve() != path.resolve():
-            shutil.copyfile(path, out / path.name)
-    return tuple(sorted(out / name for name in {*files, *(path.name for path in copies)}))
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+    return tuple(sorted(out / name for name in files))
 
 
-def _same(there: Path, copies: list[Path]) -> bool:
-    return any(path.name == there.name and path.read_bytes() == there.read_bytes() for path in copies)
+def _shipped(judgement: Judgement) -> dict[str, bytes]:
+    """Texts of ours for the copies that are owed and that no file of the model has whole."""
+    brought = {
+        id
+        for part in judgement.dossier.components
+        for item in part.evidence
+        if item.kind == "detected" and not item.doubtful
+        for id in item.licences
+    }
+    folder = resources.files("vitral.provenance").joinpath("texts")
+    texts = {id: folder.joinpath(f"{id}.txt") for id in _owed(judgement) if id not in brought}
+    return {f"LICENSE-{id}.txt": text.read_bytes() for id, text in texts.items() if text.is_file()}
 
 
 def _originals(model: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from vitral.provenance.fingerprint import SHINGLE, WINDOW, Print, digest_of, win
 
 __all__ = ["LARGEST_TEXT", "Known", "Match", "Recognition", "known_texts", "recognise"]
 
-LARGEST_TEXT = 2 << 20  # bytes; the longest licence text known has 70 kB
+LARGEST_TEXT = 1 << 19  # characters that are looked at; the longest licence text known has 70,000
 _SMALLEST_SHARE = 0.5  # of a licence's prints: less of it is an excerpt at best
 _FEWEST_PRINTS = 6
 _EXCERPT_COVER = 0.6  # of the file's words that an excerpt must explain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -11,8 +11,8 @@ from typing import Any
 
 import jinja2
 
-from vitral.provenance.component import INSIDE, Component
-from vitral.provenance.judgement import Finding, Judgement
+from vitral.provenance.component import INSIDE, Component, Evidence
+from vitral.provenance.judgement import Finding, Judgement, Outcome
 from vitral.provenance.terms import catalogue
 from vitral.provenance.use import Use
 from vitral.provenance.wording import (
@@ -70,8 +70,10 @@ def report(judgement: Judgement, language: Language = "en", day: datetime.date |
     """The report on a judgement; `day` is the date on it, today if not given."""
     words = {key: pair[language == "pt"] for key, pair in WORDS.items()}
     (name, answer) = (pair[language == "pt"] for pair in OUTCOMES[judgement.outcome])
-    answer = " ".join([answer, *_counts(judgement, language)])
     questions = judgement.of("question")
+    if judgement.outcome is Outcome.PERSON and all(judgement.facts_for(found) for found in questions):
+        answer = words["state"]
+    answer = " ".join([answer, *_counts(judgement, language)])
     return Report(
         language,
         words["title"].format(model=judgement.dossier.model),
@@ -133,10 +135,15 @@ def _point(group: list[Finding], judgement: Judgement, language: Language) -> Po
     if first.met is not None:
         own = judgement.use.name or judgement.dossier.model.rsplit("/", 1)[-1]
         more = words["met" if first.met else "unmet"].format(name=own)
-    parts = tuple(dict.fromkeys(found.part for found in group))
+    parts = _parts_of(group, judgement)
     return Point(
         text_of(first, language), _ref(first, language), parts, first.say, first.file, more, first.met is False
     )
+
+
+def _parts_of(findings: Sequence[Finding], judgement: Judgement) -> tuple[str, ...]:
+    """The parts that findings are about; nothing where the model is of one part, which then goes without saying."""
+    return tuple(dict.fromkeys(found.part for found in findings)) if len(judgement.dossier.components) > 1 else ()
 
 
 def _ref(found: Finding, language: Language = "en") -> str:
@@ -150,7 +157,7 @@ def _facts(judgement: Judgement, language: Language) -> Iterator[Point]:
         refs = list(dict.fromkeys(_ref(found, language) for found in waiting))
         shown = "; ".join(refs[:4]) + (" …" if len(refs) > 4 else "")
         turns = words["turns_one" if len(refs) == 1 else "turns"].format(n=len(refs), refs=shown)
-        yield Point(question(fact, language), "", tuple(dict.fromkeys(found.part for found in waiting)), more=turns)
+        yield Point(question(fact, language), "", _parts_of(waiting, judgement), more=turns)
 
 
 def _duties(judgement: Judgement, language: Language) -> Iterator[tuple[str, tuple[Point, ...]]]:
@@ -211,13 +218,13 @@ def _part(part: Component, judgement: Judgement, language: Language) -> tuple[st
     parents = any(other.role in INSIDE and other.role != "model" for other in judgement.dossier.components)
     inherits = part.role == "model" and parents and not part.claims
     licences = ", ".join(" / ".join(claim) for claim in part.claims) or words["inherited" if inherits else "none"]
-    says = (
-        "; ".join(
-            dict.fromkeys(f"{place(item.where, language)} (“{place(item.said, language)}”)" for item in part.evidence)
-        )
-        or "—"
-    )
+    says = "; ".join(dict.fromkeys(_says(item, language) for item in part.evidence)) or "—"
     return part.name, ROLES[part.role][language == "pt"], licences, says
+
+
+def _says(item: Evidence, language: Language) -> str:
+    where = place(item.where, language)
+    return where if item.said in item.where else f"{where} (“{place(item.said, language)}”)"
 
 
 def _licences(judgement: Judgement, language: Language) -> Iterator[tuple[str, ...]]:

@@ -49,6 +49,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "sem rótulo próprio: valem os termos daquilo de que é feito",
     ),
     "instead": ("Instead:", "Alternativa:"),
+    "state": (
+        "Not yet. The answer turns on facts that nobody has stated; they are listed below.",
+        "Ainda não. A resposta depende de fatos que ninguém informou; estão listados abaixo.",
+    ),
     "unmet": ("not kept: the name is “{name}”", "não cumprido: o nome é “{name}”"),
     "met": ("kept: the name is “{name}”", "cumprido: o nome é “{name}”"),
     "turns": ("{n} clauses turn on it: {refs}", "{n} cláusulas dependem disto: {refs}"),
