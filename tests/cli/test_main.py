@@ -15,7 +15,7 @@ from vitral.formats.gguf_write import TensorToWrite, write_gguf
 from vitral.formats.quants import TYPES
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("run", "show", "pull", "list", "rm", "convert", "quantize", "perplexity", "tokenize", "doctor")
+COMMANDS = ("run", "show", "pull", "list", "rm", "convert", "quantize", "perplexity", "tokenize", "bench", "doctor")
 
 
 def vitral(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
@@ -169,3 +169,15 @@ def test_doctor_finds_every_kernel_right() -> None:
     found = json.loads(vitral("doctor", "--json").stdout)
     assert found["passed"]
     assert "scalar" in [isa["name"] for isa in found["instruction_sets"] if isa["available"]]
+
+
+def test_bench_measures_and_plots(data_dir: Path) -> None:
+    model = str(data_dir / "model-stories260k" / "stories260K.bin")
+    options = ["--prompt", "32", "--answer", "4", "--together", "2", "--turns", "1", "--threads", "1"]
+    done = vitral("bench", model, *options)
+    assert done.returncode == 0, done.stderr
+    assert "decode, 2 sequences together" in done.stdout and "█" in done.stdout
+    found = json.loads(vitral("bench", model, *options, "--json").stdout)
+    assert found["plan"] == {"prompt": 32, "answer": 4, "together": 2, "turns": 1}
+    assert {figure["unit"] for figure in found["figures"]} == {"tokens/s", "ms", "GB/s", "%", "MB"}
+    assert "context" in refused("bench", model, "--prompt", "100000")

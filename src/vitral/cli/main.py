@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from vitral.cli import (
+    bench,
     bom,
     convert,
     diff,
@@ -65,6 +66,7 @@ app.command()(diff.diff)
 app.command()(bom.bom)
 app.command()(sign.sign)
 app.command()(sign.verify)
+app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(licence.app, name="licence")
 
