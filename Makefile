@@ -40,8 +40,8 @@ build: $(VENV)/.dev ## compile the extension again after a change under native/
 	@echo "make build: done"
 
 bench: $(VENV)/.dev ## measure this machine in a minute
-	@echo "make bench: short form"
-	@$(PY) -m benchmarks.short
+	@echo "make bench: SmolLM2-135M-Instruct on this machine; python -m benchmarks.speed compares with others"
+	@$(VENV)/bin/vitral bench smollm2:135m
 
 lock: ## pin every dependency again, with hashes
 	@echo "make lock: requirements/*.txt from pyproject.toml"

@@ -179,5 +179,5 @@ def test_bench_measures_and_plots(data_dir: Path) -> None:
     assert "decode, 2 sequences together" in done.stdout and "█" in done.stdout
     found = json.loads(vitral("bench", model, *options, "--json").stdout)
     assert found["plan"] == {"prompt": 32, "answer": 4, "together": 2, "turns": 1}
-    assert {figure["unit"] for figure in found["figures"]} == {"tokens/s", "ms", "GB/s", "%", "MB"}
+    assert {figure["unit"] for figure in found["figures"]} == {"tokens/s", "ms", "GB/s", "%", "MB", "s"}
     assert "context" in refused("bench", model, "--prompt", "100000")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -25,10 +26,14 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure prefill, decode, batched decode, time to first token and memory."""
+    """Measure how fast a model is on this machine.
+
+    Prefill, decode, several sequences together, time to first token, memory; and which share decoding
+    uses of the streaming read that memory gives in the same seconds. Random prompts, medians.
+    """
     import vitral
     from vitral import native
-    from vitral.engine.measure import Plan, bytes_per_token, measure
+    from vitral.engine.measure import Figure, Plan, bytes_per_token, measure
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.hub import resolve
     from vitral.settings import read_settings
@@ -39,10 +44,9 @@ def bench(
     path = resolve(model)
     weights = open_checkpoint(path).weights
     token_bytes, file_bytes = bytes_per_token(weights), weights.n_bytes()
-    with (
-        vitral.load(path, threads=threads, context_length=plan.context) as loaded,
-        progress_bar("turns") as bar,
-    ):
+    began = time.perf_counter()
+    with vitral.load(path, threads=threads, context_length=plan.context) as loaded, progress_bar("turns") as bar:
+        load = Figure("load and pack", "s", (time.perf_counter() - began,))
         figures = measure(
             loaded.engine,
             plan,
@@ -51,6 +55,7 @@ def bench(
             threads=threads,
             on_turn=bar,
         )
+    figures.append(load)
     about: dict[str, Any] = {
         "model": model,
         "weight_bytes": file_bytes,

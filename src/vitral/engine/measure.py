@@ -22,7 +22,7 @@ from vitral.engine.request import Finished, NewToken, SamplingParams
 from vitral.errors import SettingsError
 from vitral.formats.weights import Weights
 
-__all__ = ["Figure", "Plan", "StreamingRead", "bytes_per_token", "measure", "resident_bytes"]
+__all__ = ["Figure", "Plan", "Runs", "StreamingRead", "bytes_per_token", "measure", "resident_bytes"]
 
 _LEAST_READ, _MOST_READ = 64 << 20, 512 << 20  # bytes of the probe's buffer
 _PASSES_BYTES = 512 << 20  # bytes read by one probe, at least
@@ -137,7 +137,7 @@ def measure(
 
     Units: tokens/s, ms, GB/s (10^9), %, MB (10^6). A first turn of each kind warms up and does not count.
     """
-    runs = _Runs(engine, vocab_size, plan)
+    runs = Runs(engine, vocab_size)
     todo: list[tuple[Callable[[], float], list[float]]] = []
     prefill: list[float] = []
     first: list[float] = []
@@ -149,13 +149,18 @@ def measure(
 
     def decode_beside_read() -> float:
         around = [probe()]
-        rate = runs.decode()
+        rate = runs.decode(plan)
         around.append(probe())
         reads.append(statistics.mean(around))
         shares.append(100 * rate * token_bytes / reads[-1])
         return rate
 
-    todo += [(runs.first_token, first), (runs.prefill, prefill), (decode_beside_read, decode), (runs.batched, batched)]
+    todo += [
+        (runs.first_token, first),
+        (lambda: runs.prefill(plan), prefill),
+        (decode_beside_read, decode),
+        (lambda: runs.batched(plan), batched),
+    ]
     done, total = 0, len(todo) * (plan.turns + 1)
     for run, values in todo:
         for _ in range(plan.turns + 1):
@@ -182,35 +187,32 @@ def _figure(name: str, unit: str, values: Sequence[float]) -> Figure:
 
 
 @dataclass
-class _Runs:
+class Runs:
     """Single runs on an engine, each with a prompt of its own."""
 
     engine: Engine
     vocab_size: int
-    plan: Plan
     draw: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def prefill(self) -> float:
+    def prefill(self, plan: Plan) -> float:
         """Tokens of prompt per second."""
         began = time.perf_counter()
-        next(self._times(self.plan.prompt, 1))
-        return self.plan.prompt / (time.perf_counter() - began)
+        next(self._times(plan.prompt, 1))
+        return plan.prompt / (time.perf_counter() - began)
 
     def first_token(self) -> float:
         """Seconds from a short prompt to its first token."""
         began = time.perf_counter()
         return next(self._times(_SHORT, 1)) - began
 
-    def decode(self) -> float:
+    def decode(self, plan: Plan) -> float:
         """Tokens per second of one answer, the first not counted."""
-        times = list(self._times(_SHORT, self.plan.answer))
+        times = list(self._times(_SHORT, plan.answer))
         return (len(times) - 1) / (times[-1] - times[0])
 
-    def batched(self) -> float:
+    def batched(self, plan: Plan) -> float:
         """Tokens per second of all answers together, from when the last has begun."""
-        waiting = {
-            self.engine.add(self._prompt(_SHORT), self._params(self.plan.answer)) for _ in range(self.plan.together)
-        }
+        waiting = {self.engine.add(self._prompt(_SHORT), self._params(plan.answer)) for _ in range(plan.together)}
         tokens, began, ended = 0, 0.0, 0.0
         while not self.engine.idle:
             events = self.engine.step()
