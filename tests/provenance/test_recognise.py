@@ -123,6 +123,26 @@ def test_versions_that_share_nine_tenths_are_told_apart() -> None:
     assert match.licences == tuple(made) and match.ambiguous, "a passage that all share names all"
 
 
+def test_a_licence_of_which_passages_alone_are_known_is_found_in_its_whole_text() -> None:
+    whole = family(3, 1)["v0"]
+    passage = words_of(". ".join(whole.split(". ")[40:60]))
+    known = [Known("mrl", "made up", len(passage), "", frozenset(p.value for p in winnow(passage)), partial=True)]
+    found = recognise(f"You must not; you shall not. {whole}", known)
+    assert only(found) == ("mrl",) and found.matches[0].partial
+    assert found.explained < 0.5 and found.added == "", "the rest cannot be compared, so nothing counts as added"
+
+
+def test_a_short_licence_is_found_beside_more_words_of_a_long_one() -> None:
+    long, short = words_of(family(5, 1)["v0"]), words_of(family(6, 1)["v0"])[:90]
+    known = [
+        Known(id, "made up", len(words), "", frozenset(p.value for p in winnow(words)))
+        for id, words in (("long", long), ("short", short))
+    ]
+    borrowed = " ".join([*long[:300], *short])  # a quarter of the long one is more than all of the short one
+    found = recognise(f"{borrowed} {'what the weather was like on that day ' * 60}", known)
+    assert only(found) == ("short",)
+
+
 def test_every_shared_passage_of_guaranteed_length_shares_a_print() -> None:
     source = random.Random(7)
     for _ in range(50):

@@ -41,6 +41,9 @@ def _of_match(match: Match, ids: tuple[str, ...], where: str, added: str) -> Ite
         note_pt = f"só {match.score:.0%} do texto de {ids[0]} está ali: é um trecho, ou foi editado"
     else:
         doubtful = False
+    if match.partial and not doubtful:
+        note = f"recognised by the passages of {ids[0]} that are known; the rest of the file was not compared"
+        note_pt = f"reconhecido pelos trechos conhecidos de {ids[0]}; o resto do arquivo não foi comparado"
     for number, id in enumerate(ids):
         first = number == 0
         yield Evidence(

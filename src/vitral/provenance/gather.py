@@ -98,18 +98,17 @@ def _read(path: Path, found: _Found) -> None:
         if kind_of(file) == "gguf":
             found.read.append(file.name)
             _gguf(read_gguf(file).metadata, file.name, found)
+    beside = " beside the file" if path.is_file() else ""
     for file in files:
-        name = file.name.lower()
+        name, where = file.name.lower(), f"{file.name}{beside}"
         if file.stat().st_size > _LARGEST:
             continue
         if name == "readme.md":
             found.read.append(file.name)
-            _card(*read_card(file), file.name, found)
+            _card(*read_card(file), where, found)
         elif _LICENCE_FILE.match(name) and not _CODE_FILE.match(name):
             found.read.append(file.name)
-            found.own += of_text(
-                file.read_text("utf-8", "replace"), file.name, is_licence=not name.startswith("notice")
-            )
+            found.own += of_text(file.read_text("utf-8", "replace"), where, is_licence=not name.startswith("notice"))
         elif name in ("config.json", "adapter_config.json"):
             found.read.append(file.name)
             _config(read_object(file), found)

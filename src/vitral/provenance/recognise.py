@@ -75,12 +75,14 @@ class Known:
 class Match:
     """Licences that a passage can be (several where it can't tell versions apart), and how much was found.
 
-    score: the share of the licence's text that is there, 0 to 1. exact: word for word.
+    score: the share of the licence's text that is there, 0 to 1. exact: word for word. partial: only passages
+    of the licence are known, so that the rest of the file is not compared.
     """
 
     licences: tuple[str, ...]
     score: float
     exact: bool = False
+    partial: bool = False
 
     @property
     def ambiguous(self) -> bool:
@@ -143,15 +145,15 @@ def recognise(text: str, known: Iterable[Known] | None = None) -> Recognition:
     words = words_of(text[:LARGEST_TEXT])
     texts = tuple(known_texts() if known is None else known)
     digest = digest_of(words)
-    exact = sorted({entry.id for entry in texts if entry.sha256 == digest})
+    exact = sorted({entry.id for entry in texts if entry.sha256 == digest and not entry.partial})
     if exact:
         return Recognition((Match(tuple(exact), 1.0, True),), 1.0)
     prints = winnow(words)
     found, matched = _cover(prints, len(words), texts)
     bare = _unexplained(prints, matched, len(words))
-    return Recognition(
-        tuple(found), 1 - sum(b - a for a, b in bare) / max(len(words), 1), _added(words, bare) if found else ""
-    )
+    explained = 1 - sum(b - a for a, b in bare) / max(len(words), 1)
+    comparable = bool(found) and not any(match.partial for match in found)
+    return Recognition(tuple(found), explained, _added(words, bare) if comparable else "")
 
 
 def _cover(prints: list[Print], n_words: int, texts: tuple[Known, ...]) -> tuple[list[Match], set[int]]:
@@ -161,18 +163,25 @@ def _cover(prints: list[Print], n_words: int, texts: tuple[Known, ...]) -> tuple
     found: list[Match] = []
     while True:
         fit = {entry: len(entry.prints & left) for entry in texts}
-        best = max(fit, key=lambda entry: (fit[entry], fit[entry] / len(entry.prints)))
-        share = fit[best] / len(best.prints)
-        if fit[best] < _FEWEST_PRINTS or not (share >= _SMALLEST_SHARE or _is_excerpt(best, prints, left, n_words)):
+        ranked = sorted(fit, key=lambda entry: (fit[entry], fit[entry] / len(entry.prints)), reverse=True)
+        # Boilerplate gives a long licence more hits than a short one has words: only what qualifies may win.
+        best = next((entry for entry in ranked if _qualifies(entry, fit[entry], prints, left, n_words)), None)
+        if best is None:
             return found, taken
         score = len(best.prints & {each.value for each in prints}) / len(best.prints)
         alike = _alike(best, fit)
         if not any(set(alike) & set(match.licences) for match in found):
-            found.append(Match(alike, round(score, 3)))
+            found.append(Match(alike, round(score, 3), partial=best.partial))
         for entry in texts:
             if entry.id in alike:
                 taken |= entry.prints & left
                 left -= entry.prints
+
+
+def _qualifies(entry: Known, hits: int, prints: list[Print], left: set[int], n_words: int) -> bool:
+    if hits < _FEWEST_PRINTS:
+        return False
+    return hits / len(entry.prints) >= _SMALLEST_SHARE or _is_excerpt(entry, prints, left, n_words)
 
 
 def _alike(best: Known, fit: Mapping[Known, int]) -> tuple[str, ...]:

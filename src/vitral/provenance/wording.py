@@ -156,6 +156,7 @@ _IN_PORTUGUESE = (
     ("your statement", "sua declaração"),
     ("the maker's card, read on", "o cartão de quem o fez, lido em"),
     ("the name ", "o nome "),
+    (" beside the file", " ao lado do arquivo"),
     ("text of ", "texto de "),
     ("of the text of", "do texto de"),
     ("of the texto de", "do texto de"),
