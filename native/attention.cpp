@@ -13,7 +13,7 @@ void Model::attention(Run& run, int64_t i) {
   const Layer& layer = layers_[i];
   const int64_t T = run.T, H = c.n_heads, K = c.n_kv_heads, D = c.head_dim;
   const std::string attn = run.tapped() ? "blocks." + std::to_string(i) + ".attn." : "";
-  products(run.h.view(), {{&layer.q, run.q.data()}, {&layer.k, run.k.data()}, {&layer.v, run.v.data()}});
+  products(run.h.view(), {{&layer.q, run.q.data()}, {&layer.k, run.k.data()}, {&layer.v, run.v.data()}}, run.step.adapters);
   run.tap(attn, "hook_q", run.q.data(), {T, H, D});
   run.tap(attn, "hook_k", run.k.data(), {T, K, D});
   run.tap(attn, "hook_v", run.v.data(), {T, K, D});
@@ -49,7 +49,7 @@ void Model::attention(Run& run, int64_t i) {
   else attend(run, i);
   run.tap(attn, "hook_z", run.z.x.data(), {T, H, D});
   if (!is_float(layer.o.type)) pool_.split(T, [&](int64_t begin, int64_t end, int) { quantise(run.z, begin, end); });
-  products(run.z.view(), {{&layer.o, run.out.data()}});
+  products(run.z.view(), {{&layer.o, run.out.data()}}, run.step.adapters);
 }
 
 void Model::attend(Run& run, int64_t i) {

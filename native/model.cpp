@@ -121,6 +121,8 @@ void Model::check(const Cache& cache, const Step& s) const {
     if (s.positions[t] / cache.page_size() >= s.table_width) refuse(token + " lies outside the page table");
     if (t && s.sequences[t] == s.sequences[t - 1] && s.positions[t] != s.positions[t - 1] + 1)
       refuse(token + " does not follow the one before it in its sequence");
+    if (s.adapters && s.adapters[t] >= 0 && !adapters_.count(s.adapters[t]))
+      refuse(token + " wants adapter " + std::to_string(s.adapters[t]) + ", which is not loaded");
     for (int64_t p = 0; p <= s.positions[t] / cache.page_size(); ++p) {
       const int32_t page = s.pages[s.sequences[t] * s.table_width + p];
       if (page < 0 || page >= cache.n_pages())
@@ -149,7 +151,7 @@ void Model::forward(Cache& cache, const Step& step, const Taps* taps, float* log
     const Expert& first = layer.experts[0];
     norm(run, layer.ln2, block + "ln2", block + "mlp.hook_in", run.x.data(), c.n_experts || any_packed({&first.gate, &first.up}));
     if (c.n_experts) mixture(run, i);
-    else swiglu(run, first, run.h, block + "mlp.", run.out.data());
+    else swiglu(run, first, run.h, block + "mlp.", run.out.data(), step.adapters);
     run.tap(block, "hook_mlp_out", run.out.data(), {run.T, c.dim});
     kernels_.add(run.x.data(), run.out.data(), run.T * c.dim, run.x.data());
     run.tap(block, "hook_resid_post", run.x.data(), {run.T, c.dim});
@@ -203,7 +205,7 @@ void Model::norm(Run& run, const float* gain, const std::string& prefix, const s
 }
 
 // All products with the same input at once: one part of the rows of all matrices for each thread.
-void Model::products(const Rows& rows, const std::vector<Product>& list) {
+void Model::products(const Rows& rows, const std::vector<Product>& list, const int32_t* adapters) {
   auto units = [](const Matrix& m) { return is_float(m.type) ? (m.rows + 3) / 4 : m.panels(); };
   int64_t total = 0;
   for (const Product& p : list) total += units(*p.matrix);
@@ -218,14 +220,16 @@ void Model::products(const Rows& rows, const std::vector<Product>& list) {
       kernels_.matmul[m.type](m, rows, plain ? from * 4 : from, plain ? std::min(to * 4, m.rows) : to, p.out, m.rows);
     }
   });
+  if (adapters) add_low_rank(rows, list, adapters);
 }
 
-void Model::swiglu(Run& run, const Expert& expert, const Activations& in, const std::string& prefix, float* out) {
+void Model::swiglu(Run& run, const Expert& expert, const Activations& in, const std::string& prefix, float* out,
+                   const int32_t* adapters) {
   const int64_t n = in.rows, F = config_.hidden_dim;
   run.gate.resize(n * F);
   run.up.resize(n * F);
   run.post.resize(n, F);
-  products(in.view(), {{&expert.gate, run.gate.data()}, {&expert.up, run.up.data()}});
+  products(in.view(), {{&expert.gate, run.gate.data()}, {&expert.up, run.up.data()}}, adapters);
   run.tap(prefix, "hook_pre", run.gate.data(), {n, F});
   run.tap(prefix, "hook_pre_linear", run.up.data(), {n, F});
   const bool packed = !is_float(expert.down.type), tapped = run.tapped();
@@ -235,7 +239,7 @@ void Model::swiglu(Run& run, const Expert& expert, const Activations& in, const 
   });
   run.tap(prefix, "hook_post", run.post.x.data(), {n, F});
   if (packed && tapped) quantise(run.post, 0, n);
-  products(run.post.view(), {{&expert.down, out}});
+  products(run.post.view(), {{&expert.down, out}}, adapters);
 }
 
 void Model::mixture(Run& run, int64_t i) {
@@ -269,6 +273,7 @@ void Model::mixture(Run& run, int64_t i) {
 
   std::vector<float> outputs(T * k * C), some;
   std::vector<int64_t> places;
+  std::vector<int32_t> adapters;  // of the rows in `in`
   Activations in;
   for (int64_t e = 0; e < E; ++e) {
     places.clear();
@@ -277,6 +282,9 @@ void Model::mixture(Run& run, int64_t i) {
     if (places.empty()) continue;
     const int64_t n = static_cast<int64_t>(places.size());
     in.resize(n, C);
+    adapters.clear();
+    if (run.step.adapters)
+      for (int64_t p : places) adapters.push_back(run.step.adapters[p / k]);
     for (int64_t r = 0; r < n; ++r) {  // the rows of the tokens that go to this expert
       const int64_t t = places[r] / k;
       std::copy_n(run.h.x.data() + t * C, C, in.x.data() + r * C);
@@ -286,7 +294,7 @@ void Model::mixture(Run& run, int64_t i) {
     }
     some.resize(n * C);
     const std::string expert = run.tapped() ? mlp + "experts." + std::to_string(e) + "." : "";
-    swiglu(run, layer.experts[e], in, expert, some.data());
+    swiglu(run, layer.experts[e], in, expert, some.data(), run.step.adapters ? adapters.data() : nullptr);
     run.tap(expert, "hook_out", some.data(), {n, C});
     for (int64_t r = 0; r < n; ++r) std::copy_n(some.data() + r * C, C, outputs.data() + places[r] * C);
   }

@@ -6,6 +6,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "adapters.h"
 #include "cache.h"
 #include "kernels.h"
 #include "memory.h"
@@ -22,9 +23,10 @@ struct Config {
 
 // Tokens of one step. Token t has an id, a position and a sequence, a row of the page table; tokens
 // of a sequence are consecutive, their positions too. `wanted` are the tokens whose logits are asked.
+// `adapters` has the number of each token's adapter, -1 for none; null if no token has one.
 struct Step {
   int64_t n_tokens, n_wanted, table_width;
-  const int32_t *ids, *positions, *sequences, *pages, *wanted;
+  const int32_t *ids, *positions, *sequences, *pages, *wanted, *adapters;
 };
 
 // Sees a value by its name and may change it in place. `sequence` is the row of the page table where
@@ -43,6 +45,8 @@ class Model {
   void finish();
   // Tables of n_positions x head_dim / 2.
   void set_rope(const float* cos, const float* sin, int64_t n_positions);
+  void set_adapter(int32_t id, const std::vector<AdapterPart>& parts);
+  void remove_adapter(int32_t id);
   void forward(Cache& cache, const Step& step, const Taps* taps, float* logits);
 
   const Config& config() const { return config_; }
@@ -75,11 +79,15 @@ class Model {
   void embed(Run& run);
   void norm(Run& run, const float* gain, const std::string& prefix, const std::string& out, const float* x, bool quantised);
   void quantise(Activations& a, int64_t begin, int64_t end);
-  void products(const Rows& rows, const std::vector<Product>& list);
+  // `adapters` are those of the rows, or null.
+  void products(const Rows& rows, const std::vector<Product>& list, const int32_t* adapters = nullptr);
+  const Matrix* adaptable(const std::string& name) const;
+  void add_low_rank(const Rows& rows, const std::vector<Product>& list, const int32_t* adapters);
   void attention(Run& run, int64_t layer);
   void attend(Run& run, int64_t layer);
   void attend_seen(Run& run, int64_t layer);
-  void swiglu(Run& run, const Expert& expert, const Activations& in, const std::string& prefix, float* out);
+  void swiglu(Run& run, const Expert& expert, const Activations& in, const std::string& prefix, float* out,
+              const int32_t* adapters);
   void mixture(Run& run, int64_t layer);
 
   Config config_;
@@ -88,6 +96,7 @@ class Model {
   std::unordered_map<std::string, Matrix> matrices_;
   std::vector<Buffer> memory_;
   std::vector<Layer> layers_;
+  std::unordered_map<int32_t, Adapter> adapters_;
   const float* ln_final_ = nullptr;
   Matrix embed_, unembed_;
   std::vector<float> cos_, sin_;

@@ -48,17 +48,19 @@ Taps make_taps(const std::vector<std::string>& names, const nb::object& on_tap) 
 
 nb::ndarray<nb::numpy, float> forward(Door& door, Cache& cache, In<int32_t, 1> ids, In<int32_t, 1> positions, In<int32_t, 1> sequences,
                                       In<int32_t, 2> pages, In<int32_t, 1> wanted, const std::vector<std::string>& names,
-                                      const nb::object& on_tap) {
+                                      const nb::object& on_tap, In<int32_t, 1> adapters) {
   const size_t T = ids.shape(0);
   if (positions.shape(0) != T || sequences.shape(0) != T)
     throw std::invalid_argument("ids, positions and sequences differ in length: " + std::to_string(T) + ", " +
                                 std::to_string(positions.shape(0)) + ", " + std::to_string(sequences.shape(0)));
+  if (adapters.shape(0) && adapters.shape(0) != T)
+    throw std::invalid_argument("adapters has " + std::to_string(adapters.shape(0)) + " numbers for " + std::to_string(T) + " tokens");
   for (size_t t = 0; t < T; ++t)
     if (sequences.data()[t] < 0 || static_cast<size_t>(sequences.data()[t]) >= pages.shape(0))
       throw std::invalid_argument("token " + std::to_string(t) + " has sequence " + std::to_string(sequences.data()[t]) + " of " +
                                   std::to_string(pages.shape(0)));
   Step step{static_cast<int64_t>(T), static_cast<int64_t>(wanted.shape(0)), static_cast<int64_t>(pages.shape(1)), ids.data(),
-            positions.data(), sequences.data(), pages.data(), wanted.data()};
+            positions.data(), sequences.data(), pages.data(), wanted.data(), adapters.shape(0) ? adapters.data() : nullptr};
   float* logits;
   auto result = make_array<float, 2>({wanted.shape(0), static_cast<size_t>(door.model.config().vocab_size)}, &logits);
   const Taps taps = make_taps(names, on_tap);
@@ -73,6 +75,28 @@ void set_weight(Door& door, const std::string& name, const std::string& type_nam
   nb::gil_scoped_release released;
   std::lock_guard<std::mutex> lock(door.mutex);
   door.model.set_weight(name, type, raw.data(), raw.shape(0), columns_of(type, raw.shape(1)));
+}
+
+// Lists of equal length: a is (rank, columns), b (rows, rank).
+void set_adapter(Door& door, int32_t id, const std::vector<std::string>& names, const std::vector<In<float, 2>>& a,
+                 const std::vector<In<float, 2>>& b, const std::vector<float>& scales) {
+  if (a.size() != names.size() || b.size() != names.size() || scales.size() != names.size())
+    throw std::invalid_argument("names, a, b and scales differ in length");
+  std::vector<AdapterPart> parts;
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (a[i].shape(0) != b[i].shape(1)) throw std::invalid_argument("adapter of " + names[i] + ": a and b differ in rank");
+    parts.push_back({names[i], a[i].data(), b[i].data(), static_cast<int64_t>(a[i].shape(0)), static_cast<int64_t>(b[i].shape(0)),
+                     static_cast<int64_t>(a[i].shape(1)), scales[i]});
+  }
+  nb::gil_scoped_release released;
+  std::lock_guard<std::mutex> lock(door.mutex);
+  door.model.set_adapter(id, parts);
+}
+
+void remove_adapter(Door& door, int32_t id) {
+  nb::gil_scoped_release released;
+  std::lock_guard<std::mutex> lock(door.mutex);
+  door.model.remove_adapter(id);
 }
 
 void set_rope(Door& door, In<float, 2> cos, In<float, 2> sin) {
@@ -123,7 +147,9 @@ void bind_model(nb::module_& m) {
       .def("set_rope", &set_rope, nb::arg("cos"), nb::arg("sin"))
       .def("new_cache", &make_cache, nb::arg("n_pages"), nb::arg("page_size"), nb::arg("kv_type"))
       .def("forward", &forward, nb::arg("cache"), nb::arg("ids"), nb::arg("positions"), nb::arg("sequences"), nb::arg("pages"),
-           nb::arg("wanted"), nb::arg("taps"), nb::arg("on_tap").none())
+           nb::arg("wanted"), nb::arg("taps"), nb::arg("on_tap").none(), nb::arg("adapters"))
+      .def("set_adapter", &set_adapter, nb::arg("id"), nb::arg("names"), nb::arg("a"), nb::arg("b"), nb::arg("scales"))
+      .def("remove_adapter", &remove_adapter, nb::arg("id"))
       .def_prop_ro("isa", [](const Door& d) { return d.model.kernels().isa; })
       .def_prop_ro("threads", [](const Door& d) { return d.model.n_threads(); })
       .def_prop_ro("weight_bytes", [](const Door& d) { return d.model.weight_bytes(); });

@@ -21,6 +21,7 @@ import numpy as np
 
 from vitral.completion import Completion, Perplexity, StopStrings, Timings, Usage
 from vitral.engine import sampler
+from vitral.engine.adapters import Adapters, LoadedAdapter, TakesAdapters
 from vitral.engine.engine import Answer, Engine
 from vitral.engine.forward import Forward
 from vitral.engine.grammar import Constraint, Grammars, Matcher
@@ -131,6 +132,7 @@ class LanguageModel:
         self._engine: Engine | None = Engine(
             forward, context_length=context_length, step_tokens=step_tokens, prefix_cache=prefix_cache
         )
+        self._loaded_adapters = Adapters(forward, self._engine) if isinstance(forward, TakesAdapters) else None
 
     @property
     def engine(self) -> Engine:
@@ -148,6 +150,30 @@ class LanguageModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def load_adapter(self, name: str, path: str | Path) -> str:
+        """Load a LoRA adapter, a PEFT folder or a GGUF file, under a name; its digest, sha256 in hex.
+
+        Requests with and without adapters share the steps; each gets the bits it would get alone.
+        Raises FormatError, or TensorMismatch for an adapter that matches no module or another base.
+        """
+        from vitral.formats.adapters import read_adapter
+
+        return self._adapters().load(name, read_adapter(Path(path), self.spec)).digest
+
+    def unload_adapter(self, name: str) -> None:
+        """Give an adapter's memory back; RequestError while requests with it have not ended."""
+        self._adapters().unload(name)
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters that are loaded."""
+        return self._adapters().names() if self._loaded_adapters is not None else []
+
+    def _adapters(self) -> Adapters:
+        if self._engine is None or self._loaded_adapters is None:
+            raise RequestError("this model takes no adapters: it is closed, or not the native one")
+        return self._loaded_adapters
 
     def logits(self, ids: Sequence[int]) -> F32:
         """Logits (T, V), float32, after each of T tokens: row t says what follows token t.
@@ -192,6 +218,7 @@ class LanguageModel:
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
+        adapter: str | None = None,
     ) -> Completion:
         """Continue a text, answer messages, or continue ids: exactly one of the three.
 
@@ -204,7 +231,8 @@ class LanguageModel:
 
         `tools` are functions that the answer to messages may call, in OpenAI's form; `tool_choice` is
         "none", "auto", "required" or {"type": "function", "function": {"name": ...}}. Calls obey the
-        schemas of their tools. They are in `tool_calls`, not in `text`.
+        schemas of their tools. They are in `tool_calls`, not in `text`. `adapter` names one that
+        `load_adapter` loaded.
 
         Raises ContextOverflow if prompt and max_tokens do not fit the context, RequestError for
         anything else that cannot be served.
@@ -238,6 +266,7 @@ class LanguageModel:
             tools=tools,
             tool_choice=tool_choice,
             parallel_tool_calls=parallel_tool_calls,
+            adapter=adapter,
         )
         with stream:
             for _ in stream:
@@ -269,6 +298,7 @@ class LanguageModel:
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
+        adapter: str | None = None,
     ) -> Stream:
         """Like `generate`, but gives the text in pieces as they become certain.
 
@@ -303,7 +333,15 @@ class LanguageModel:
             matcher = self.grammars.start(constraint, stop_ids=params.stop_ids, continuing=continuing)
         format = None if use is None else use.format
         return Stream(
-            self.engine, self.tokenizer, prompt, params, stops, matcher, continuing=continuing, call_format=format
+            self.engine,
+            self.tokenizer,
+            prompt,
+            params,
+            stops,
+            matcher,
+            continuing=continuing,
+            call_format=format,
+            adapter=None if adapter is None else self._adapters().find(adapter),
         )
 
     def _tool_use(
@@ -416,9 +454,10 @@ class Stream(Iterator[str]):
         *,
         continuing: bool,
         call_format: CallFormat | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> None:
         self._began = time.perf_counter()
-        self._answer = engine.answer(prompt, params, constraint=matcher)
+        self._answer = engine.answer(prompt, params, constraint=matcher, adapter=adapter)
         self._decoder = tokenizer.stream(continuing=continuing)
         self._vocab_size = tokenizer.vocab_size
         self._stops = stops

@@ -20,6 +20,7 @@ from typing import Self
 import numpy as np
 
 from vitral.engine import sampler
+from vitral.engine.adapters import LoadedAdapter
 from vitral.engine.blocks import PageAllocator
 from vitral.engine.forward import Forward, assemble
 from vitral.engine.prefix import PrefixCache
@@ -138,6 +139,7 @@ class Engine:
         on_choice: OnLogits | None = None,
         on_hidden: OnHidden | None = None,
         constraint: TokenConstraint | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> int:
         """Queue a request and return its id.
 
@@ -145,12 +147,14 @@ class Engine:
         requests of equal salt find each other's pages. `on_logits` sees the logits of every position,
         `on_choice` only those that a token of the answer is chosen from, `on_hidden` every position's final
         hidden state.
-        `constraint` is asked for each token which ones are allowed; it belongs to this request alone.
+        `constraint` is asked for each token which ones are allowed; it belongs to this request alone. `adapter` is one of those loaded.
 
         Raises RequestError for a prompt or parameters that cannot be served, ContextOverflow with the
         counts if prompt and answer do not fit.
         """
-        return self._new(prompt, params, client, salt, (on_logits, on_choice, on_hidden), constraint, mail=False).id
+        return self._new(
+            prompt, params, client, salt, (on_logits, on_choice, on_hidden), constraint, adapter, mail=False
+        ).id
 
     def answer(
         self,
@@ -163,10 +167,12 @@ class Engine:
         on_choice: OnLogits | None = None,
         on_hidden: OnHidden | None = None,
         constraint: TokenConstraint | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> Answer:
         """Like `add`, but the events go to the Answer returned; whoever reads it computes the steps."""
         return Answer(
-            self, self._new(prompt, params, client, salt, (on_logits, on_choice, on_hidden), constraint, mail=True)
+            self,
+            self._new(prompt, params, client, salt, (on_logits, on_choice, on_hidden), constraint, adapter, mail=True),
         )
 
     def _new(
@@ -177,18 +183,27 @@ class Engine:
         salt: bytes,
         watchers: tuple[OnLogits | None, OnLogits | None, OnHidden | None],
         constraint: TokenConstraint | None,
+        adapter: LoadedAdapter | None,
         *,
         mail: bool,
     ) -> Request:
         most = self._fit(prompt, params)
+        if adapter is not None:
+            salt = adapter.salt(salt)
         with self._intake_lock:
-            request = Request(self._next_id, prompt, params, most, client, salt, *watchers, constraint)
+            request = Request(self._next_id, prompt, params, most, client, salt, *watchers, constraint, adapter)
             self._next_id += 1
             self._requests[request.id] = request
             self._arrived.append(request)
             if mail:
                 self._mail[request.id] = deque()
         return request
+
+    def uses_adapter(self, number: int) -> bool:
+        """Whether a request with this adapter has not ended."""
+        with self._intake_lock:
+            requests = list(self._requests.values())
+        return any(request.adapter is not None and request.adapter.number == number for request in requests)
 
     def cancel(self, request_id: int) -> None:
         """End a request at the next step, before anything more is computed for it. Late calls do nothing."""

@@ -23,7 +23,8 @@ class Batch:
 
     ids (T,): token ids. positions (T,): places in their sequences, from 0. sequence (T,): rows of the
     page table. page_table (B, P): the pages of each sequence in order, -1 behind its last.
-    wanted (R,): which of the T tokens' logits to return.
+    wanted (R,): which of the T tokens' logits to return. adapters (T,): the numbers of the tokens'
+    adapters, -1 for none; None if no token has one.
     """
 
     ids: I32
@@ -31,6 +32,7 @@ class Batch:
     sequence: I32
     page_table: I32
     wanted: I32
+    adapters: I32 | None = None
 
 
 class Forward(Protocol):
@@ -66,6 +68,7 @@ def assemble(chunks: Sequence[Chunk]) -> Batch:
     positions: list[int] = []
     sequence: list[int] = []
     wanted: list[int] = []
+    adapters: list[int] = []
     widest = max(len(chunk.request.pages) for chunk in chunks)
     table = np.full((len(chunks), widest), -1, np.int32)
     for row, chunk in enumerate(chunks):
@@ -73,6 +76,7 @@ def assemble(chunks: Sequence[Chunk]) -> Batch:
         ids += chunk.request.ids[chunk.start : chunk.end]
         positions += range(chunk.start, chunk.end)
         sequence += [row] * chunk.count
+        adapters += [-1 if chunk.request.adapter is None else chunk.request.adapter.number] * chunk.count
         wanted += [first + position - chunk.start for position in chunk.wanted]
         table[row, : len(chunk.request.pages)] = chunk.request.pages
     return Batch(
@@ -81,4 +85,5 @@ def assemble(chunks: Sequence[Chunk]) -> Batch:
         np.array(sequence, np.int32),
         table,
         np.array(wanted, np.int32),
+        np.array(adapters, np.int32) if max(adapters) >= 0 else None,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from vitral.engine.forward import Batch
 from vitral.formats.weights import Weights
 from vitral.model import rope
-from vitral.model.law import F32
+from vitral.model.law import F32, LowRank
 from vitral.model.spec import ModelSpec
 from vitral.native import Cache, NativeModel
 
@@ -30,9 +32,21 @@ class NativeForward:
     def page_size(self) -> int:
         return int(self.cache.page_size)
 
+    def set_adapter(self, number: int, parts: Mapping[str, LowRank]) -> None:
+        self.model.set_adapter(number, parts)
+
+    def remove_adapter(self, number: int) -> None:
+        self.model.remove_adapter(number)
+
     def __call__(self, batch: Batch) -> F32:
         return self.model.forward(
-            self.cache, batch.ids, batch.positions, batch.sequence, batch.page_table, batch.wanted
+            self.cache,
+            batch.ids,
+            batch.positions,
+            batch.sequence,
+            batch.page_table,
+            batch.wanted,
+            adapters=batch.adapters,
         )
 
     def with_hidden(self, batch: Batch) -> tuple[F32, F32]:
@@ -46,6 +60,7 @@ class NativeForward:
             batch.wanted,
             taps=["unembed.hook_in"],
             on_tap=lambda _name, rows, _sequence: seen.append(np.array(rows, np.float32)),
+            adapters=batch.adapters,
         )
         return logits, seen[0]
 

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vitral.engine.adapters import LoadedAdapter
 from vitral.errors import RequestError, VitralError
 from vitral.model.law import F32
 
@@ -203,6 +204,7 @@ class Request:
     on_choice: OnLogits | None = None
     on_hidden: OnHidden | None = None
     constraint: TokenConstraint | None = None
+    adapter: LoadedAdapter | None = None
     seed: int = 0
     ids: list[int] = field(default_factory=list)
     counts: dict[int, int] = field(default_factory=dict)

@@ -8,6 +8,7 @@ a result independent of batch, chunk, cache, thread count and instruction set:
   order, starting from zero; then lanes merge by halves (0..7 with 8..15, 0..3 with 4..7, ...).
 - A product with a quantised weight is exact in integers inside a group of 16 or 32 columns;
   over the groups it is one chain of `fma`, groups ascending.
+- What an adapter adds is a product of floats, whatever the type of its matrix: `low_rank`.
 - Activations meet a quantised weight as 8-bit integers, one scale for each row and 32 columns.
 
 All arrays are float32 unless said otherwise.
@@ -27,6 +28,7 @@ __all__ = [
     "SPLIT",
     "F32",
     "I8",
+    "LowRank",
     "Quantised",
     "attention_scores",
     "attention_z",
@@ -34,6 +36,7 @@ __all__ = [
     "fma",
     "lane_sum",
     "linear",
+    "low_rank",
     "quantise_rows",
     "rms_scale",
     "silu",
@@ -244,6 +247,23 @@ def _linear_float(w: F32, x: F32) -> F32:
             lanes = fma(mine[:, None], theirs[None], lanes)
         out[:, start : start + rows] = _merge(lanes)
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What an adapter adds to a matrix of N rows and K columns: a (r, K), b (N, r), and the scale of their product."""
+
+    a: F32
+    b: F32
+    scale: float
+
+
+def low_rank(part: LowRank, x: F32, out: F32) -> F32:
+    """`out + scale * (x @ a.T) @ b.T` for activations (T, K) and the matrix's own product (T, N). LoRA, arXiv 2106.09685.
+
+    Two products with floats, in lanes; then one fma for each element.
+    """
+    return fma(np.asarray(part.scale, np.float32), linear(part.b, linear(part.a, x)), out)
 
 
 def top_k(x: F32, k: int) -> NDArray[np.int32]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitral.model import law, rope
-from vitral.model.law import F32, Quantised
+from vitral.model.law import F32, LowRank, Quantised
 from vitral.model.spec import ModelSpec
 
 __all__ = ["Cache", "OnTap", "Reference"]
@@ -52,14 +52,20 @@ class Reference:
     """A model as the law computes it: slow, plain, right to the bit.
 
     `weights` has every tensor of `names.tensor_shapes(spec)`, each a float32 array or a Quantised.
-    `context_length` (tokens) counts for the rotary scaling `dynamic` alone.
+    `context_length` (tokens) counts for the rotary scaling `dynamic` alone. `adapter` has what a LoRA
+    adapter adds, by the names of the matrices.
     """
 
     def __init__(
-        self, spec: ModelSpec, weights: Mapping[str, Quantised | F32], context_length: int | None = None
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Quantised | F32],
+        context_length: int | None = None,
+        adapter: Mapping[str, LowRank] | None = None,
     ) -> None:
         self.spec = spec
         self.weights = weights
+        self.adapter = adapter or {}
         self.context_length = context_length or spec.max_context
 
     def forward(self, ids: Sequence[int], cache: Cache | None = None, on_tap: OnTap | None = None) -> F32:
@@ -102,7 +108,7 @@ class Reference:
         T, S, D = len(x), len(cache.keys[i][0]) + len(x), spec.head_dim
 
         def heads(which: str) -> F32:
-            return tap(f"{name}hook_{which}", law.linear(self.weights[f"{name}{which}.weight"], x).reshape(T, -1, D))
+            return tap(f"{name}hook_{which}", self._product(f"{name}{which}.weight", x).reshape(T, -1, D))
 
         q, k, v = heads("q"), heads("k"), heads("v")  # (T, H, D), (T, K, D), (T, K, D)
         q = tap(name + "hook_rot_q", rope.rotate(q, cos, sin))
@@ -117,7 +123,7 @@ class Reference:
         pattern = tap(name + "hook_pattern", law.softmax(scores))
         z = law.attention_z(pattern.reshape(-1, group, T, S), values[:, None])  # (K, H/K, T, D)
         z = tap(name + "hook_z", z.reshape(spec.n_heads, T, D).swapaxes(0, 1))
-        return law.linear(self.weights[name + "o.weight"], z.reshape(T, -1))
+        return self._product(name + "o.weight", z.reshape(T, -1))
 
     def _visible(self, T: int, S: int) -> NDArray[np.bool_]:
         """Which of S positions each of the last T sees: itself and earlier ones, inside the window."""
@@ -126,10 +132,10 @@ class Reference:
 
     def _swiglu(self, name: str, x: F32, tap: _Taps) -> F32:
         """Gated feed-forward network (arXiv 2002.05202): down(silu(gate(x)) * up(x))."""
-        gate = tap(name + "hook_pre", law.linear(self.weights[name + "gate.weight"], x))
-        up = tap(name + "hook_pre_linear", law.linear(self.weights[name + "up.weight"], x))
+        gate = tap(name + "hook_pre", self._product(name + "gate.weight", x))
+        up = tap(name + "hook_pre_linear", self._product(name + "up.weight", x))
         post = tap(name + "hook_post", law.silu(gate) * up)  # (T, F)
-        return law.linear(self.weights[name + "down.weight"], post)
+        return self._product(name + "down.weight", post)
 
     def _mixture(self, name: str, x: F32, tap: _Taps) -> F32:
         """Sparse mixture of experts (Mixtral, arXiv 2401.04088): a router picks a few for each token."""
@@ -152,6 +158,11 @@ class Reference:
         for rank in range(chosen.shape[1]):
             mixed = law.fma(share[:, rank, None], outputs[:, rank], mixed)
         return mixed
+
+    def _product(self, name: str, x: F32) -> F32:
+        """With a matrix, and with what the adapter adds to it."""
+        out = law.linear(self.weights[name], x)
+        return law.low_rank(self.adapter[name], x, out) if name in self.adapter else out
 
     def _floats(self, name: str) -> F32:
         weight = self.weights[name]

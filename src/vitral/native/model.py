@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitral.model.law import F32
+from vitral.model.law import F32, LowRank
 from vitral.model.spec import ModelSpec
 from vitral.native import _core
 
@@ -82,14 +82,28 @@ class NativeModel:
         wanted: I32,
         taps: Sequence[str] = (),
         on_tap: OnTap | None = None,
+        adapters: I32 | None = None,
     ) -> F32:
         """Logits (R, V) of the wanted tokens (R,) of a step of T tokens.
 
         ids, positions and sequence are (T,); `sequence` is a row of page_table (B, P). Tokens of one
         sequence are consecutive. Values whose names are in `taps` are shown to `on_tap`, which may
-        write to them. ValueError names what does not fit.
+        write to them. `adapters` (T,) are the numbers of the tokens' adapters, -1 for none. ValueError
+        names what does not fit.
         """
-        return self._model.forward(cache, ids, positions, sequence, page_table, wanted, list(taps), on_tap)
+        which = np.empty(0, np.int32) if adapters is None else adapters
+        return self._model.forward(cache, ids, positions, sequence, page_table, wanted, list(taps), on_tap, which)
+
+    def set_adapter(self, id: int, parts: Mapping[str, LowRank]) -> None:
+        """Load an adapter under a number from 0; its parts by the canonical names of the matrices they add to."""
+        names = list(parts)
+        a = [np.ascontiguousarray(parts[name].a) for name in names]
+        b = [np.ascontiguousarray(parts[name].b) for name in names]
+        self._model.set_adapter(id, names, a, b, [parts[name].scale for name in names])
+
+    def remove_adapter(self, id: int) -> None:
+        """Give an adapter's memory back; ValueError if there is none of this number."""
+        self._model.remove_adapter(id)
 
 
 def argmax(logits: F32) -> int:
