@@ -91,6 +91,7 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
+        self.found: str | None = None  # the stop string that was met
 
     def push(self, text: str) -> str:
         """The part of the text so far that is certain not to belong to a stop string. Nothing after a stop."""
@@ -100,7 +101,9 @@ class StopStrings:
         ends = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if ends:
             self.stopped, self._held = True, ""
-            return text[: min(ends)[1]]
+            end, start = min(ends)
+            self.found = text[start:end]
+            return text[:start]
         held = max((self._begun(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

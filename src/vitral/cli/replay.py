@@ -31,7 +31,7 @@ def replay(
     name = model or found["model"]["name"]
     with vitral.load(name, threads=threads, kv_type=found["model"]["kernels"]["kv_type"]) as loaded:
         now = {"name": found["model"]["name"], **identity_of(loaded, name, found["model"]["kernels"]["kv_type"])}
-        report = replay_here(loaded.engine, found, now)
+        report = replay_here(loaded, found, now)
     if as_json:
         print_json(report.as_dict())
     else:

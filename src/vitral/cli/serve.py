@@ -25,6 +25,9 @@ def serve(
     records: Annotated[
         str | None, typer.Option(help="Database of records: sqlite:///FILE or postgresql+psycopg://...")
     ] = None,
+    records_bytes: Annotated[
+        int | None, typer.Option(min=1 << 16, help="The most that the SQLite file may hold.")
+    ] = None,
     content: Annotated[str, typer.Option(help="Token ids in records: ids, hashed, or none.")] = "ids",
     keep_days: Annotated[
         int | None, typer.Option(min=1, help="Days that records' bodies are kept; for ever if not said.")
@@ -71,6 +74,7 @@ def serve(
             host=host,
             port=port,
             records_url=records,
+            records_bytes=records_bytes,
             content=content,  # type: ignore[arg-type]
             keep_days=keep_days,
             queue_tokens=queue_tokens,

@@ -6,6 +6,7 @@ dialect of its route; a client that goes takes its work along.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vitral.errors import SettingsError, VitralError
 from vitral.serve.access import Caller
+from vitral.serve.batches import Batches
 from vitral.serve.body import read_json, validated
 from vitral.serve.call import Call, Route, json_response
 from vitral.serve.faults import ApiError, error_body, to_api
@@ -66,6 +68,7 @@ class Server(Starlette):
 def build_app(service: Service, routes: Sequence[Route] = ROUTES) -> Server:
     """The application over all declared routes and their description."""
     description = describe(routes)
+    service.batches = Batches(tuple(routes))
 
     async def openapi(call: Call) -> Response:
         """This description."""
@@ -163,5 +166,10 @@ async def _unused(request: Request) -> Response:
 
 @contextlib.asynccontextmanager
 async def _lifespan(service: Service) -> AsyncIterator[None]:
+    await service.batches.resume(service)
     yield
+    await service.batches.pause()
+    for task in list(service.background.values()):
+        task.cancel()
+    await asyncio.gather(*service.background.values(), return_exceptions=True)
     await service.settle_all()

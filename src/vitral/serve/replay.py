@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vitral.engine.digest import logits_digest
-from vitral.engine.engine import Engine
 from vitral.engine.request import Finished, NewToken, SamplingParams
 from vitral.errors import RequestError
+from vitral.language_model import LanguageModel
 from vitral.model.law import F32
+from vitral.serve.constraints import constraint_from
 from vitral.serve.engines import Ask, Ended, EngineEvent, Token
 from vitral.serve.models import Model
 from vitral.serve.records import params_from
@@ -115,13 +116,16 @@ async def replay_on(model: Model, record: Mapping[str, Any], tenant: str) -> Rep
     return report(record, outcome, environment(record, model.identity()))
 
 
-def replay_here(engine: Engine, record: Mapping[str, Any], identity: Mapping[str, Any]) -> Report:
-    """Run a record on an engine of this process."""
+def replay_here(loaded: LanguageModel, record: Mapping[str, Any], identity: Mapping[str, Any]) -> Report:
+    """Run a record on a model of this process."""
     outcome = []
     for job in jobs_of(record):
         steps: list[Step] = []
         digests: list[str] = []
-        with engine.answer(job.prompt, job.params, on_choice=_keep(digests)) as answer:
+        constraint = None
+        if job.constraint is not None:
+            constraint = loaded.grammars.start(constraint_from(job.constraint), stop_ids=job.params.stop_ids)
+        with loaded.engine.answer(job.prompt, job.params, on_choice=_keep(digests), constraint=constraint) as answer:
             for event in answer:
                 if isinstance(event, NewToken):
                     steps.append(Step(event.token, digests[-1]))

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from vitral.serve import chat, completions, embeddings, record_routes, score, status, tokens
+from vitral.serve import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    messages,
+    record_routes,
+    responses,
+    score,
+    status,
+    tokens,
+)
 from vitral.serve.call import Route
 
 __all__ = ["ROUTES"]
 
 _CHAT = ("messages[].content",)
+_ASKED = ("system", "messages[].content")
+_SAID = ("instructions", "input")
 
 ROUTES: tuple[Route, ...] = (
     #     method  path                     handler              permission scanned   recorded   body
@@ -15,11 +29,36 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "POST", "/v1/completions", completions.completions, "infer", ("prompt",), "answer", completions.CompletionBody
     ),
+    Route("POST", "/v1/responses", responses.create, "infer", _SAID, "answer", responses.ResponseBody),
+    Route("GET", "/v1/responses/{id}", responses.retrieve, "infer", (), "nothing", None),
+    Route("GET", "/v1/responses/{id}/input_items", responses.input_items, "infer", (), "nothing", None),
+    Route("POST", "/v1/responses/{id}/cancel", responses.cancel, "infer", (), "nothing", None),
+    Route("DELETE", "/v1/responses/{id}", responses.delete, "infer", (), "nothing", None),
+    Route("POST", "/v1/messages", messages.messages, "infer", _ASKED, "answer", messages.MessagesBody, "anthropic"),
+    Route(
+        "POST",
+        "/v1/messages/count_tokens",
+        messages.count_tokens,
+        "infer",
+        (),
+        "nothing",
+        messages.CountBody,
+        "anthropic",
+    ),
     Route("POST", "/v1/embeddings", embeddings.embeddings, "infer", ("input",), "answer", embeddings.EmbeddingsBody),
     Route("POST", "/v1/score", score.score, "infer", ("text_1", "text_2"), "answer", score.ScoreBody),
     Route("POST", "/v1/rerank", score.rerank, "infer", ("query", "documents"), "answer", score.RerankBody),
     Route("POST", "/v1/tokenize", tokens.tokenize, "infer", (), "nothing", tokens.TokenizeBody),
     Route("POST", "/v1/detokenize", tokens.detokenize, "infer", (), "nothing", tokens.DetokenizeBody),
+    Route("POST", "/v1/files", files.upload, "infer", (), "nothing", "upload"),
+    Route("GET", "/v1/files", files.list_files, "infer", (), "nothing", None),
+    Route("GET", "/v1/files/{id}", files.one_file, "infer", (), "nothing", None),
+    Route("GET", "/v1/files/{id}/content", files.content, "infer", (), "nothing", None),
+    Route("DELETE", "/v1/files/{id}", files.delete, "infer", (), "nothing", None),
+    Route("POST", "/v1/batches", batches.create, "infer", (), "nothing", batches.BatchBody),
+    Route("GET", "/v1/batches", batches.list_batches, "infer", (), "nothing", None),
+    Route("GET", "/v1/batches/{id}", batches.one_batch, "infer", (), "nothing", None),
+    Route("POST", "/v1/batches/{id}/cancel", batches.cancel, "infer", (), "nothing", None),
     Route("GET", "/v1/records/{id}", record_routes.read_record, "infer", (), "nothing", None),
     Route("POST", "/v1/records/{id}/replay", record_routes.replay, "infer", (), "nothing", record_routes.ReplayBody),
     Route("GET", "/v1/models", status.list_models, "infer", (), "nothing", None),

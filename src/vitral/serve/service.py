@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitral.errors import ShuttingDown, VitralError
-from vitral.serve.access import KeyRing
+from vitral.serve.access import Caller, KeyRing
 from vitral.serve.admission import Admission
 from vitral.serve.body import Limits as BodyLimits
 from vitral.serve.canary import Canary
 from vitral.serve.metrics import Metrics
 from vitral.serve.models import Models
 from vitral.serve.records import Records
+from vitral.serve.store import Store
 
 __all__ = ["Limits", "Service"]
 
@@ -42,6 +43,18 @@ class Stoppable(Protocol):
     def stop(self, error: VitralError) -> None: ...
 
 
+class BatchRunner(Protocol):
+    """Works on batches."""
+
+    def start(self, id: str, caller: Caller) -> None: ...
+
+    async def cancel(self, id: str) -> None: ...
+
+    async def resume(self, service: Service) -> None: ...
+
+    async def pause(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Service:
     """The parts of a running server."""
@@ -55,7 +68,14 @@ class Service:
     canary: Canary
     limits: Limits = Limits()
     runs: set[Stoppable] = field(default_factory=set)
+    batches: BatchRunner = field(init=False)
+    background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _kept: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    @property
+    def store(self) -> Store:
+        """The database."""
+        return self.records.store
 
     def stop(self, why: str) -> None:
         """End every running answer with a ShuttingDown."""

@@ -11,8 +11,9 @@ from starlette.responses import Response
 from vitral.errors import TokenizerError
 from vitral.serve.body import Body
 from vitral.serve.call import Call, json_response
-from vitral.serve.chat import Message, chat_ids, plain_messages
+from vitral.serve.chat import Message, plain_messages
 from vitral.serve.completions import Ids
+from vitral.serve.conversation import prepare
 
 __all__ = ["DetokenizeBody", "TokenizeBody", "detokenize", "tokenize"]
 
@@ -51,7 +52,8 @@ async def tokenize(call: Call) -> Response:
     tokenizer = call.service.models.get(body.model).tokenizer
     answer: dict[str, Any] = {"model": body.model}
     if body.messages is not None:
-        ids = list(await chat_ids(call.service.models.get(body.model), plain_messages(body.messages)))
+        prepared = await prepare(call.service.models.get(body.model), plain_messages(body.messages))
+        ids = list(prepared.prompt)
     elif body.offsets:
         ids, spans = await asyncio.to_thread(
             tokenizer.encode_with_offsets,

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from vitral.engine.digest import logits_digest
-from vitral.engine.engine import Engine
 from vitral.engine.request import Event, Finished, NewToken, PromptScored
 from vitral.errors import RequestError, VitralError
 from vitral.language_model import LanguageModel, load
 from vitral.model.law import F32
 from vitral.serve.build import kernels_digest
+from vitral.serve.constraints import constraint_from
 from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Scored, Token
 from vitral.serve.wire import ask_from, error_to, event_to, frame, receive_frame
 
@@ -31,8 +31,9 @@ __all__ = ["Worker", "identity_of", "main"]
 class Worker:
     """An engine at the end of a connection."""
 
-    def __init__(self, engine: Engine, connection: socket.socket) -> None:
-        self._engine = engine
+    def __init__(self, model: LanguageModel, connection: socket.socket) -> None:
+        self._engine = model.engine
+        self._grammars = model.grammars
         self._connection = connection
         self._work = threading.Event()
         self._closed = False
@@ -73,6 +74,9 @@ class Worker:
     def _ask(self, number: int, data: dict[str, Any]) -> None:
         try:
             ask = ask_from(data)
+            constraint = None
+            if ask.constraint is not None:  # compiled here, on the listening thread: the steps go on
+                constraint = self._grammars.start(constraint_from(ask.constraint), stop_ids=ask.params.stop_ids)
             with self._lock:  # the step thread waits here until the number is known
                 on_hidden = None
                 if ask.pooling is not None:
@@ -85,6 +89,7 @@ class Worker:
                     salt=ask.salt,
                     on_choice=self._digester(number) if ask.digests else None,
                     on_hidden=on_hidden,
+                    constraint=constraint,
                 )
                 self._number[request], self._engine_id[number] = number, request
         except VitralError as error:
@@ -117,7 +122,7 @@ class Worker:
                     return number, Token(token, score, self._digest.pop(number, None))
                 case PromptScored(_, scores):
                     return number, Scored(scores)
-                case Finished(_, reason, cached, error):
+                case Finished(_, reason, cached, error, _):
                     del self._number[event.request_id], self._engine_id[number]
                     self._digest.pop(number, None)
                     pooled = self._pooled.pop(number, None)
@@ -176,7 +181,7 @@ def facts_of(model: LanguageModel, options: dict[str, Any]) -> dict[str, Any]:
         "context_length": model.context_length,
         "vocab_size": forward.vocab_size,
         "cache_tokens": forward.n_pages * forward.page_size,
-        "can": ["generate", "prompt_logprobs", "hidden", "digests", "replay"],
+        "can": ["generate", "prompt_logprobs", "hidden", "digests", "replay", "constraints"],
         "digests": {"weights": identity["weights"]},
         "kernels": {
             **identity["kernels"],
@@ -209,7 +214,7 @@ def main(arguments: list[str]) -> int:
         return 2
     connection.sendall(frame({"ready": facts}))
     try:
-        Worker(model.engine, connection).run()
+        Worker(model, connection).run()
     except BrokenPipeError:
         return 0  # the server has gone
     return 0

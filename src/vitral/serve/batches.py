@@ -1,0 +1,274 @@
+"""OpenAI's `/v1/batches`: many requests in a file, answered beside the others.
+
+A batch goes on where it stopped, also after the server did: finished lines lie in a file beside the input. A line
+without a seed gets one from the input's digest and its own id, so that running a batch again gives the same answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from starlette.responses import Response
+
+from vitral.errors import EngineLost, Overloaded, ShuttingDown, VitralError
+from vitral.serve.access import Caller
+from vitral.serve.body import Body, parse_json, validated
+from vitral.serve.call import Call, Route, json_response
+from vitral.serve.faults import ApiError, error_body, not_found, to_api
+from vitral.serve.files import path_of, save
+from vitral.serve.records import new_id
+from vitral.serve.sampling import Metadata
+from vitral.serve.service import Service
+from vitral.serve.store import tables
+from vitral.serve.unsupported import UNSUPPORTED
+
+__all__ = ["BatchBody", "Batches", "cancel", "create", "list_batches", "one_batch"]
+
+log = logging.getLogger("vitral.serve")
+
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+MOST_LINES = 50_000
+TOGETHER = 16  # lines at a time
+_SEEDED = ("/v1/chat/completions", "/v1/completions")
+
+
+class BatchBody(Body):
+    """A file of lines {"custom_id", "method", "url", "body"}, all for one endpoint."""
+
+    input_file_id: Annotated[str, Field(max_length=64)]
+    endpoint: Endpoint
+    completion_window: Literal["24h"]
+    metadata: Metadata | None = None
+
+
+async def create(call: Call) -> Response:
+    """Take on a batch."""
+    body: BatchBody = call.body
+    file = await call.service.store.get(tables.files, body.input_file_id, call.caller.tenant)
+    if file is None:
+        raise not_found("file", body.input_file_id)
+    data = await asyncio.to_thread(path_of(call.service, body.input_file_id).read_bytes)
+    lines = _lines(data, body.endpoint)
+    now = int(time.time())
+    id = new_id("batch")
+    batch = {
+        "id": id,
+        "object": "batch",
+        "endpoint": body.endpoint,
+        "errors": None,
+        "input_file_id": body.input_file_id,
+        "completion_window": body.completion_window,
+        "status": "in_progress",
+        "output_file_id": None,
+        "error_file_id": None,
+        "created_at": now,
+        "in_progress_at": now,
+        "expires_at": now + 86400,
+        "completed_at": None,
+        "cancelled_at": None,
+        "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
+        "metadata": body.metadata,
+    }
+    await call.service.store.put(
+        tables.batches, id, call.caller.tenant, {**batch, "tenant": call.caller.tenant}
+    )
+    call.service.batches.start(id, call.caller)
+    return json_response(batch)
+
+
+async def list_batches(call: Call) -> Response:
+    """One's batches, newest first."""
+    data = await call.service.store.newest(tables.batches, call.caller.tenant, 1000)
+    return json_response({"object": "list", "data": [_shown(each) for each in data], "has_more": False})
+
+
+async def one_batch(call: Call) -> Response:
+    """How far a batch is."""
+    return json_response(_shown(await _find(call)))
+
+
+async def cancel(call: Call) -> Response:
+    """Stop a batch; what is done stays."""
+    batch = await _find(call)
+    if batch["status"] == "in_progress":
+        await call.service.batches.cancel(batch["id"])
+        batch = await _find(call)
+    return json_response(_shown(batch))
+
+
+class Batches:
+    """The batches at work in this server."""
+
+    def __init__(self, routes: tuple[Route, ...]) -> None:
+        self._routes = {route.path: route for route in routes if route.method == "POST"}
+        self._service: Service | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def resume(self, service: Service) -> None:
+        """Go on with what was not finished when the server ended."""
+        self._service = service
+        for batch in await service.store.newest(tables.batches, None, 10_000):
+            if batch["status"] == "in_progress":
+                self.start(batch["id"], Caller(batch["tenant"], frozenset(("infer",))))
+
+    async def pause(self) -> None:
+        """Stop; `resume` of the next server goes on."""
+        for task in list(self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def start(self, id: str, caller: Caller) -> None:
+        """Work on a batch."""
+        task = asyncio.create_task(self._work(id, caller))
+        self._tasks[id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(id, None))
+
+    async def cancel(self, id: str) -> None:
+        """Stop a batch for good."""
+        assert self._service is not None, "batches are resumed at start"
+        task = self._tasks.get(id)
+        if task is not None:
+            task.cancel("cancelled")
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _work(self, id: str, caller: Caller) -> None:
+        service = self._service
+        assert service is not None, "batches are resumed at start"
+        batch = await service.store.get(tables.batches, id, caller.tenant)
+        assert batch is not None, "a batch is stored before it starts"
+        partial = path_of(service, id).with_suffix(".lines")
+        try:
+            data = await asyncio.to_thread(path_of(service, batch["input_file_id"]).read_bytes)
+            lines = _lines(data, batch["endpoint"])
+            salt = hashlib.sha256(data).digest()
+            done = await asyncio.to_thread(_finished, partial)
+            room = asyncio.Semaphore(TOGETHER)
+
+            async def one(line: dict[str, Any]) -> None:
+                async with room:
+                    answer = await self._answer(service, caller, batch["endpoint"], line, salt)
+                    done[line["custom_id"]] = answer
+                    await asyncio.to_thread(_append, partial, answer)
+
+            async with asyncio.TaskGroup() as group:
+                for line in lines:
+                    if line["custom_id"] not in done:
+                        group.create_task(one(line))
+            await self._finish(service, caller, batch, [done[line["custom_id"]] for line in lines], "completed")
+        except asyncio.CancelledError as error:
+            if "cancelled" in error.args:
+                done = await asyncio.to_thread(_finished, partial)
+                await service.keep(self._finish(service, caller, batch, list(done.values()), "cancelled"))
+            raise
+        except Exception as error:  # whatever it is: the batch says so, and the log has it whole
+            log.exception("batch %s failed", id)
+            batch |= {"status": "failed", "errors": {"object": "list", "data": [{"message": str(to_api(error))}]}}
+            await service.store.put(tables.batches, id, caller.tenant, batch)
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+    async def _answer(
+        self, service: Service, caller: Caller, endpoint: str, line: dict[str, Any], salt: bytes
+    ) -> dict[str, Any]:
+        """One line's answer; what the server cannot do right now is tried again."""
+        route = self._routes[endpoint]
+        body = line["body"]
+        if endpoint in _SEEDED and body.get("seed") is None:
+            digest = hashlib.sha256(salt + line["custom_id"].encode()).digest()
+            body = {**body, "seed": int.from_bytes(digest[:8], "big")}
+        while True:
+            try:
+                if body.get("stream") or body.get("background"):
+                    raise ApiError(
+                        400, "invalid_value", "a batch cannot be streamed, nor run in the background", param="stream"
+                    )
+                checked = validated(route.body, body, UNSUPPORTED)  # type: ignore[arg-type]
+                response = await route.handler(Call(service, caller, None, checked, {}, route))  # type: ignore[arg-type]
+                return _result(line, 200, json.loads(bytes(response.body)))
+            except (Overloaded, EngineLost):
+                await asyncio.sleep(1)
+            except ShuttingDown:
+                await asyncio.sleep(3600)  # the server ends before; the next one tries this line again
+            except VitralError as error:
+                api = to_api(error)
+                return _result(line, api.status, error_body(api, "openai"))
+
+    async def _finish(
+        self, service: Service, caller: Caller, batch: dict[str, Any], answers: list[dict[str, Any]], status: str
+    ) -> None:
+        good = [answer for answer in answers if answer["response"]["status_code"] == 200]
+        bad = [answer for answer in answers if answer["response"]["status_code"] != 200]
+        for name, kept in (("output_file_id", good), ("error_file_id", bad)):
+            if kept:
+                data = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in kept).encode()
+                file = await save(service, caller.tenant, f"{batch['id']}_{name[:-8]}.jsonl", "batch_output", data)
+                batch[name] = file["id"]
+        batch |= {"status": status, f"{status}_at": int(time.time())}
+        batch["request_counts"] |= {"completed": len(good), "failed": len(bad)}
+        await service.store.put(tables.batches, batch["id"], caller.tenant, batch)
+
+
+def _lines(data: bytes, endpoint: str) -> list[dict[str, Any]]:
+    """The lines of an input file; ApiError names the first that is wrong."""
+    lines: list[dict[str, Any]] = []
+    ids: set[str] = set()
+    for number, raw in enumerate(data.splitlines(), 1):
+        if not raw.strip():
+            continue
+        where = f"line {number} of the input"
+        line = parse_json(raw, 64)
+        if not isinstance(line, dict) or line.keys() != {"custom_id", "method", "url", "body"}:
+            raise ApiError(400, "invalid_file", f"{where} must have exactly custom_id, method, url and body")
+        if line["method"] != "POST" or line["url"] != endpoint:
+            raise ApiError(400, "invalid_file", f"{where} is not POST {endpoint}, the batch's endpoint")
+        id = line["custom_id"]
+        if not isinstance(id, str) or not 1 <= len(id) <= 512 or id in ids or not isinstance(line["body"], dict):
+            raise ApiError(
+                400, "invalid_file", f"{where} needs a custom_id of its own (1 to 512 characters) and an object"
+            )
+        ids.add(id)
+        lines.append(line)
+        if len(lines) > MOST_LINES:
+            raise ApiError(400, "invalid_file", f"the input has more than the {MOST_LINES} lines allowed")
+    if not lines:
+        raise ApiError(400, "invalid_file", "the input has no lines")
+    return lines
+
+
+def _result(line: dict[str, Any], status: int, body: Any) -> dict[str, Any]:
+    response = {"status_code": status, "request_id": body.get("record") or "", "body": body}
+    return {"id": new_id("batch_req"), "custom_id": line["custom_id"], "response": response, "error": None}
+
+
+def _finished(partial: Any) -> dict[str, dict[str, Any]]:
+    """Lines that an earlier run wrote; a last one that was cut off does not count."""
+    found: dict[str, dict[str, Any]] = {}
+    if partial.exists():
+        for raw in partial.read_bytes().splitlines(keepends=True):
+            if raw.endswith(b"\n"):
+                answer = json.loads(raw)
+                found[answer["custom_id"]] = answer
+    return found
+
+
+def _append(partial: Any, answer: dict[str, Any]) -> None:
+    with partial.open("ab") as out:
+        out.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+
+
+def _shown(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "tenant"}
+
+
+async def _find(call: Call) -> dict[str, Any]:
+    found = await call.service.store.get(tables.batches, call.path["id"], call.caller.tenant)
+    if found is None:
+        raise not_found("batch", call.path["id"])
+    return found

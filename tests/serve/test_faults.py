@@ -1,0 +1,291 @@
+"""What may go wrong does, each time in a server of its own: nothing is lost, nothing lies, everyone hears the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.serve.conftest import TINY
+from tests.serve.live import Live, live, wait_until
+
+LONG = {"model": TINY, "prompt": "Once upon a time", "max_tokens": 490, "temperature": 1.0, "seed": 1}
+SHORT = {**LONG, "max_tokens": 4}
+
+
+@pytest.fixture
+def start(tmp_path: Path, tiny_path: str) -> Iterator[Callable[..., Live]]:
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(live(tmp_path, tiny_path, *arguments))
+
+
+def sent(server: Live, data: bytes) -> socket.socket:
+    at = urlsplit(server.url)
+    connection = socket.create_connection((at.hostname, at.port), timeout=30)
+    connection.sendall(data)
+    return connection
+
+
+def with_template(source: Path, target: Path, template: str) -> None:
+    """The same GGUF file with another chat template."""
+    from vitral.formats.gguf import GgufFile
+    from vitral.formats.gguf_write import TensorToWrite, write_gguf
+
+    file = GgufFile.open(source)
+    tensors = [TensorToWrite(name, tensor.shape, tensor.type, tensor.raw) for name, tensor in file.tensors.items()]
+    write_gguf(target, {**file.exact_metadata(), "tokenizer.chat_template": template}, tensors)
+
+
+def request(body: dict[str, Any], path: str = "/v1/completions") -> bytes:
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+def metric(server: Live, name: str) -> float:
+    return next(
+        float(line.split()[-1]) for line in server.http.get("/metrics").text.splitlines() if line.startswith(name + " ")
+    )
+
+
+def test_killing_the_worker_in_mid_stream_is_told_and_healed(start: Callable[..., Live]) -> None:
+    server = start()
+    before = server.post("/v1/completions", SHORT).json()["choices"]
+    (worker,) = server.workers()
+    events = []
+    with server.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+        record = response.headers["x-vitral-record"]
+        for line in response.iter_lines():
+            if line:
+                events.append(line.removeprefix("data: "))
+            if len(events) == 2:
+                os.kill(worker, signal.SIGKILL)
+    assert json.loads(events[-1])["error"]["code"] == "engine_lost"  # and no [DONE]
+    assert server.http.get("/health").status_code == 503
+    refused = server.post("/v1/completions", SHORT)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_lost")
+    assert int(refused.headers["retry-after"]) >= 1
+    wait_until(lambda: server.http.get("/health").status_code == 200)
+    assert server.post("/v1/completions", SHORT).json()["choices"] == before
+    assert metric(server, f'vitral_engine_deaths{{model="{TINY}"}}') == 1
+    sequence = server.http.get(f"/v1/records/{record}").json()["sequences"][0]
+    assert sequence["finish"] == "error"
+    assert server.post(f"/v1/records/{record}/replay", {}).json()["verdict"] == "EXACT"
+
+
+def test_sigterm_lets_a_running_answer_finish_and_refuses_new_work(start: Callable[..., Live]) -> None:
+    server = start()
+    with server.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        with httpx.Client(base_url=server.url) as other:
+            wait_until(lambda: other.get("/ready").status_code == 503)
+            refused = other.post("/v1/completions", json=SHORT)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_shutdown")
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert server.process.wait(30) == 0
+
+
+def test_sigterm_ends_what_takes_too_long_with_a_typed_event(start: Callable[..., Live]) -> None:
+    server = start("--drain", "0")
+    with server.http.stream("POST", "/v1/completions", json={**LONG, "n": 8, "stream": True}) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "server_shutdown"
+    assert server.process.wait(30) == 0
+
+
+def test_a_full_disk_refuses_answers_and_says_why(start: Callable[..., Live], tmp_path: Path) -> None:
+    size = 1 << 17
+    server = start("--records-bytes", str(size))
+    codes = []
+    for _ in range(200):
+        response = server.post("/v1/completions", SHORT)
+        codes.append(response.status_code)
+        if response.status_code != 200:
+            break
+    assert codes[0] == 200
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "record_store_unavailable"
+    assert server.http.get("/health").status_code == 200
+    assert (tmp_path / "records.sqlite").stat().st_size <= size
+
+
+def test_connections_that_send_nothing_keep_nobody_out(start: Callable[..., Live]) -> None:
+    server = start()
+    at = urlsplit(server.url)
+    idle = [socket.create_connection((at.hostname, at.port), timeout=30) for _ in range(700)]
+    halves = [sent(server, b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-Slow: ") for _ in range(50)]
+    began = time.monotonic()
+    assert server.post("/v1/completions", SHORT).status_code == 200
+    assert time.monotonic() - began < 10
+    wait_until(lambda: metric(server, "vitral_connections") < 50, 60)  # they are cut off
+    for connection in idle + halves:
+        connection.close()
+
+
+def test_a_reader_that_reads_nothing_holds_neither_engine_nor_others(start: Callable[..., Live]) -> None:
+    server = start()
+    at = urlsplit(server.url)
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect((at.hostname, at.port))
+    slow.sendall(request({**LONG, "n": 4, "logprobs": 20, "stream": True}))
+    slow.recv(1)  # a byte a second
+    assert server.post("/v1/completions", SHORT).status_code == 200
+    done = f'vitral_tokens_total{{kind="completion",model="{TINY}"}}'
+    # the engine comes to the end of all four, though nobody reads them; the place is given back when they are read
+    assert slow.recv(1)
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    slow.close()  # RST
+    wait_until(lambda: metric(server, "vitral_sequences_in_flight") == 0)
+    assert metric(server, done) >= 4
+
+
+def test_a_client_that_leaves_ends_its_work_at_once(start: Callable[..., Live]) -> None:
+    server = start()
+    for body in ({**LONG, "n": 8}, {**LONG, "n": 8, "stream": True}):
+        connection = sent(server, request(body))
+        wait_until(lambda: metric(server, "vitral_sequences_in_flight") == 8)
+        connection.close()
+        began = time.monotonic()
+        wait_until(lambda: metric(server, "vitral_sequences_in_flight") == 0)
+        assert time.monotonic() - began < 5
+
+
+def test_a_prompt_of_200_000_tokens_is_refused_with_the_counts(start: Callable[..., Live]) -> None:
+    server = start()
+    response = server.post("/v1/completions", {**SHORT, "prompt": [5] * 200_000})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert "200000" in response.json()["error"]["message"]
+    assert server.post("/v1/completions", SHORT).status_code == 200
+
+
+def test_more_than_it_takes_on_is_refused_at_once_and_works_later(start: Callable[..., Live]) -> None:
+    server = start("--queue-tokens", "1100")
+    held = [sent(server, request(LONG)) for _ in range(2)]
+    wait_until(lambda: metric(server, "vitral_sequences_in_flight") == 2)
+    began = time.monotonic()
+    refused = server.post("/v1/completions", {**SHORT, "max_tokens": 200})
+    assert refused.status_code == 429
+    assert time.monotonic() - began < 1
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    for connection in held:
+        connection.close()
+    wait_until(lambda: server.post("/v1/completions", SHORT).status_code == 200)
+
+
+def test_a_looping_template_ends_its_own_request_alone(tmp_path: Path, tiny_path: str) -> None:
+    from vitral.conversion import convert
+    from vitral.formats.gguf import GgufFile
+
+    looping = "{% for i in range(1000000000) %}{% for j in range(1000000000) %}{% endfor %}{% endfor %}"
+    path = tmp_path / "loop.gguf"
+    convert(Path(tiny_path), tmp_path / "plain.gguf", type="F32")
+    with_template(tmp_path / "plain.gguf", path, looping)
+    assert GgufFile.open(path).metadata["tokenizer.chat_template"] == looping
+    with live(tmp_path, str(path)) as server:
+        body = {"model": "loop.gguf", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        with ThreadPoolExecutor(1) as pool:
+            looped = pool.submit(server.post, "/v1/chat/completions", body)
+            with httpx.Client(base_url=server.url, timeout=60) as other:
+                answer = other.post("/v1/completions", json={**SHORT, "model": "loop.gguf"})
+            assert answer.status_code == 200
+            assert looped.result().status_code == 400
+            assert "template" in looped.result().json()["error"]["message"]
+
+
+def test_off_loopback_it_does_not_start_without_a_key(tmp_path: Path, tiny_path: str) -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "vitral", "serve", tiny_path, "--host", "0.0.0.0", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "--new-key" in done.stderr
+
+
+def test_keys_part_tenants_and_the_prefix_cache(tmp_path: Path, tiny_path: str) -> None:
+    from vitral.serve.access import KeyRing
+
+    ring = KeyRing(tmp_path / "keys.json")
+    anna, bob = ({"authorization": f"Bearer {ring.add(name)}"} for name in ("anna", "bob"))
+    with live(tmp_path, tiny_path) as server:
+        assert server.http.get("/v1/models").status_code == 401
+        assert server.http.get("/v1/models", headers={"authorization": "Bearer vk-wrong"}).status_code == 401
+        both = {**anna, "x-api-key": "vk-other"}
+        assert server.http.get("/v1/models", headers=both).status_code == 400
+        body = {**SHORT, "prompt": "Once upon a time there was a little girl. " * 8}
+
+        def cached(key: dict[str, str]) -> int:
+            usage = server.post("/v1/completions", body, **key).json()["usage"]
+            return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+        assert cached(anna) == 0
+        assert cached(anna) > 0
+        assert cached(bob) == 0  # what Anna's prompts left there is not found, nor can it be timed
+        record = server.post("/v1/completions", SHORT, **anna).json()["record"]
+        assert server.http.get(f"/v1/records/{record}", headers=anna).status_code == 200
+        assert server.http.get(f"/v1/records/{record}", headers=bob).status_code == 404
+        stored = (tmp_path / "keys.json").read_text("utf-8")
+        assert anna["authorization"].removeprefix("Bearer ") not in stored
+
+
+def test_every_answer_under_load_is_the_one_it_is_alone(start: Callable[..., Live]) -> None:
+    server = start()
+    bodies = [
+        {**SHORT, "prompt": "Once upon a time " * (1 + i % 9), "max_tokens": 3 + 7 * (i % 5), "seed": i}
+        | ({"temperature": 0} if i % 3 == 0 else {})
+        for i in range(16)
+    ]
+    alone = [server.post("/v1/completions", body).json()["choices"][0]["text"] for body in bodies]
+    end = time.monotonic() + 8
+    wrong: list[str] = []
+    done = [0]
+
+    def client(number: int) -> None:
+        with httpx.Client(base_url=server.url, timeout=120) as http:
+            turn = number
+            while time.monotonic() < end:
+                turn += 1
+                body, wanted = bodies[turn % 16], alone[turn % 16]
+                if turn % 5 == 4:  # leaves early
+                    with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+                        next(response.iter_lines())
+                    continue
+                if turn % 2:
+                    with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+                        lines = [json.loads(x[6:]) for x in response.iter_lines() if x.startswith("data: {")]
+                    text = "".join(line["choices"][0]["text"] for line in lines)
+                else:
+                    text = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+                done[0] += 1
+                if text != wanted:
+                    wrong.append(f"{text!r} for {wanted!r}")
+
+    clients = [threading.Thread(target=client, args=(i,)) for i in range(64)]
+    for each in clients:
+        each.start()
+    for each in clients:
+        each.join()
+    assert not wrong
+    assert done[0] >= 64
+    wait_until(lambda: metric(server, "vitral_sequences_in_flight") == 0)
