@@ -76,9 +76,7 @@ async def create(call: Call) -> Response:
         "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
         "metadata": body.metadata,
     }
-    await call.service.store.put(
-        tables.batches, id, call.caller.tenant, {**batch, "tenant": call.caller.tenant}
-    )
+    await call.service.store.put(tables.batches, id, call.caller.tenant, {**batch, "tenant": call.caller.tenant})
     call.service.batches.start(id, call.caller)
     return json_response(batch)
 
