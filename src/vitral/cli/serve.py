@@ -35,6 +35,7 @@ def serve(
     queue_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of work taken on at once; more get 429.")
     ] = None,
+    queue_requests: Annotated[int, typer.Option(min=1, help="Answers at work at once; more get 429.")] = 128,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that running answers have when told to stop.")] = 30.0,
     as_json: AsJson = False,
 ) -> None:
@@ -78,6 +79,7 @@ def serve(
             content=content,  # type: ignore[arg-type]
             keep_days=keep_days,
             queue_tokens=queue_tokens,
+            queue_requests=queue_requests,
             limits=Limits(drain_s=drain),
         ),
         tell,
