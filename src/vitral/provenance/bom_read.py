@@ -68,7 +68,7 @@ def check_bom(facts: Facts, bill: Bill) -> Verdict:
         unsure.append(f"the bill does not name {', '.join(missing)}, which the files do")
     if bill.name != facts.name:
         unsure.append(f"the bill is of {bill.name!r:.80}, the files are of {facts.name!r:.80}")
-    reasons = wrong + unsure or [f"the bill tells of these {len(facts.files)} files"]
+    reasons = wrong + unsure or ["the bill tells of this model, file by file"]
     return Verdict(False if wrong else None if unsure else True, tuple(reasons), {"format": bill.format})
 
 

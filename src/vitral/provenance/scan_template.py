@@ -157,8 +157,9 @@ def _looked_for(tree: nodes.Template) -> set[str]:
 
 
 def _strings(node: nodes.Node) -> Iterator[str]:
+    keys = {id(item.arg) for item in [node, *node.find_all(nodes.Getitem)] if isinstance(item, nodes.Getitem)}
     for constant in [node, *node.find_all(nodes.Const)]:
-        value = _constant(constant)
+        value = None if id(constant) in keys else _constant(constant)
         if isinstance(value, str):
             yield value
 
