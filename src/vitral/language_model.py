@@ -124,13 +124,18 @@ class LanguageModel:
         context_length: int,
         step_tokens: int = 512,
         prefix_cache: bool = True,
+        speculation: bool = True,
     ) -> None:
         self.spec = spec
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.grammars = Grammars(tokenizer, spec.vocab_size)
         self._engine: Engine | None = Engine(
-            forward, context_length=context_length, step_tokens=step_tokens, prefix_cache=prefix_cache
+            forward,
+            context_length=context_length,
+            step_tokens=step_tokens,
+            prefix_cache=prefix_cache,
+            speculation=speculation,
         )
         self._loaded_adapters = Adapters(forward, self._engine) if isinstance(forward, TakesAdapters) else None
 

@@ -91,6 +91,7 @@ class Engine:
     context_length: the most tokens of prompt and answer together.
     step_tokens: the most tokens of a step; most_running: the most requests that share a step.
     prefix_cache: whether full pages are found again by content.
+    speculation: whether answers may guess ahead (`speculative.py`); it changes speed, never a token.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Engine:
         step_tokens: int = 512,
         most_running: int = 64,
         prefix_cache: bool = True,
+        speculation: bool = True,
     ) -> None:
         room = forward.n_pages * forward.page_size
         if context_length > room:
@@ -108,7 +110,9 @@ class Engine:
         self.context_length = context_length
         self._forward = forward
         cache = PrefixCache(PageAllocator(forward.n_pages), forward.page_size, enabled=prefix_cache)
-        self._scheduler = Scheduler(cache, step_tokens=step_tokens, most_running=most_running, logit_rows=128)
+        self._scheduler = Scheduler(
+            cache, step_tokens=step_tokens, most_running=most_running, logit_rows=128, speculation=speculation
+        )
         self._requests: dict[int, Request] = {}
         self._next_id = 0
         self._arrived: deque[Request] = deque()
@@ -285,7 +289,7 @@ class Engine:
         return events
 
     def _compute(self, chunks: list[Chunk]) -> list[Event]:
-        """One pass for all chunks. If it fails, each chunk alone: the bits are the same and the fault is found."""
+        """One pass for all chunks. If it fails, each chunk alone and without guesses: the bits are the same and the fault is found."""
         try:
             batch = assemble(chunks)
             if any(chunk.request.on_hidden is not None for chunk in chunks):
@@ -294,8 +298,8 @@ class Engine:
             else:
                 logits = self._forward(batch)
         except Exception as error:  # noqa: BLE001 - a fault ends the request that causes it, not the others
-            if len(chunks) > 1:
-                return [event for chunk in chunks for event in self._compute([chunk])]
+            if len(chunks) > 1 or chunks[0].guess:
+                return [event for chunk in chunks for event in self._compute([chunk.certain()])]
             return [self._finish(chunks[0].request, "error", _typed(error, "the model failed"))]
         largest = np.argmax(logits, axis=-1)  # (R,)
         events: list[Event] = []
@@ -303,49 +307,66 @@ class Engine:
         for chunk in chunks:
             n = len(chunk.wanted)
             try:
-                events += self._take(chunk, logits[row : row + n], largest[row : row + n].tolist())
+                for event in self._take(chunk, logits[row : row + n], largest[row : row + n].tolist()):
+                    events.append(event)  # noqa: PERF402 - one by one: what came before a fault has happened
             except Exception as error:  # noqa: BLE001 - likewise
                 events.append(self._finish(chunk.request, "error", _typed(error, "the request failed")))
             row += n
         return events
 
-    def _take(self, chunk: Chunk, logits: F32, largest: list[int]) -> list[Event]:
+    def _take(self, chunk: Chunk, logits: F32, largest: list[int]) -> Iterator[Event]:
         """What a chunk's logits (n, V) mean for its request. What it raises ends the request alone."""
         request, params = chunk.request, chunk.request.params
+        if chunk.guess:
+            yield from self._verify(chunk, logits, largest)
+            return
         for position, row, top in zip(chunk.wanted, logits, largest, strict=True):
-            error = sampler.not_finite(row, top, position)
-            if error is not None:
-                raise error
+            _check(row, top, position)
             if request.on_logits is not None:
                 request.on_logits(position, row)
             if params.prompt_logprobs is not None and position + 1 < len(request.prompt):
                 token = request.ids[position + 1]
                 request.prompt_scores.append(sampler.score(row, top, token, params.prompt_logprobs))
             request.seen = position + 1
-        if chunk.end < len(request.ids):
-            self._scheduler.advance(chunk)
-            return []
-        events: list[Event] = []
-        if request.answered == 0 and params.prompt_logprobs is not None:
-            events.append(PromptScored(request.id, tuple(request.prompt_scores)))
-        if request.max_tokens == 0:
-            self._scheduler.advance(chunk)
-            return [*events, self._finish(request, "length")]
-        if request.on_choice is not None:
-            request.on_choice(chunk.end - 1, logits[-1])
-        token = sampler.choose(request, logits[-1], largest[-1])
-        score = None if params.logprobs is None else sampler.score(logits[-1], largest[-1], token, params.logprobs)
         self._scheduler.advance(chunk)
+        if chunk.end < len(request.ids):
+            return
+        if request.answered == 0 and params.prompt_logprobs is not None:
+            yield PromptScored(request.id, tuple(request.prompt_scores))
+        if request.max_tokens == 0:
+            yield self._finish(request, "length")
+        else:
+            yield from self._answer(request, logits[-1], largest[-1])
+
+    def _verify(self, chunk: Chunk, logits: F32, largest: list[int]) -> Iterator[Event]:
+        """Answer from one row after another, as long as the guess says what is chosen."""
+        request = chunk.request
+        won = 0
+        for row, top, guessed in zip(logits, largest, [*chunk.guess, None], strict=True):
+            _check(row, top, request.computed)
+            self._scheduler.advance(Chunk(request, request.computed, 1))
+            yield from self._answer(request, row, top)
+            if request.finished is not None or request.ids[-1] != guessed:
+                break
+            won += 1
+        request.lookup.learn(won, len(request.ids))
+
+    def _answer(self, request: Request, logits: F32, largest: int) -> Iterator[Event]:
+        """The next token of an answer, from the logits (V,) after its newest one."""
+        params = request.params
+        if request.on_choice is not None:
+            request.on_choice(len(request.ids) - 1, logits)
+        token = sampler.choose(request, logits, largest)
+        score = None if params.logprobs is None else sampler.score(logits, largest, token, params.logprobs)
         request.ids.append(token)
         request.counts[token] = request.counts.get(token, 0) + 1
-        events.append(NewToken(request.id, token, score))
+        yield NewToken(request.id, token, score)
         if request.constraint is not None and token not in params.stop_ids:
             request.constraint.take(token)
         if token in params.stop_ids or (request.constraint is not None and request.constraint.ended):
-            events.append(self._finish(request, "stop"))
+            yield self._finish(request, "stop")
         elif request.answered == request.max_tokens:
-            events.append(self._finish(request, "length"))
-        return events
+            yield self._finish(request, "length")
 
     def _finish(self, request: Request, reason: FinishReason, error: VitralError | None = None) -> Finished:
         request.finished = reason
@@ -354,6 +375,12 @@ class Engine:
             del self._requests[request.id]
         conforms = None if request.constraint is None else reason != "error" and request.constraint.complete
         return Finished(request.id, reason, request.cached or 0, error, conforms)
+
+
+def _check(logits: F32, largest: int, position: int) -> None:
+    error = sampler.not_finite(logits, largest, position)
+    if error is not None:
+        raise error
 
 
 def _show_hidden(chunks: list[Chunk], hidden: F32) -> None:

@@ -73,7 +73,7 @@ def assemble(chunks: Sequence[Chunk]) -> Batch:
     table = np.full((len(chunks), widest), -1, np.int32)
     for row, chunk in enumerate(chunks):
         first = len(ids)
-        ids += chunk.request.ids[chunk.start : chunk.end]
+        ids += chunk.ids
         positions += range(chunk.start, chunk.end)
         sequence += [row] * chunk.count
         adapters += [-1 if chunk.request.adapter is None else chunk.request.adapter.number] * chunk.count

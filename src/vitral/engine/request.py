@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitral.engine.adapters import LoadedAdapter
+from vitral.engine.speculative import PromptLookup
 from vitral.errors import RequestError, VitralError
 from vitral.model.law import F32
 
@@ -215,6 +216,7 @@ class Request:
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     computed: int = 0
+    lookup: PromptLookup = field(default_factory=PromptLookup)
     running: bool = False
     served: int = 0
 

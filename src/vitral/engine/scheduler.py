@@ -16,6 +16,7 @@ Every step serves, in this order:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitral.engine.prefix import PrefixCache, page_key
@@ -24,21 +25,35 @@ from vitral.engine.request import Request
 __all__ = ["Chunk", "Scheduler"]
 
 
+_MOST_GUESSING = 4  # answering requests; with more, the rows of a step are worth more as answers than as guesses
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens `start` to `start + count - 1` of a request, computed in one step."""
+    """Tokens `start` to `start + count - 1` of a request, computed in one step; the last ones may be guesses."""
 
     request: Request
     start: int
     count: int
+    guess: Sequence[int] = ()
 
     @property
     def end(self) -> int:
         return self.start + self.count
 
+    def certain(self) -> Chunk:
+        """The same without its guess."""
+        return Chunk(self.request, self.start, self.count - len(self.guess)) if self.guess else self
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens."""
+        known = self.request.ids[self.start : self.end]
+        return [*known, *self.guess] if self.guess else known
+
     @property
     def wanted(self) -> range:
-        """Positions whose logits are needed: those not seen yet if all are asked for, else the newest token's."""
+        """Positions whose logits are needed: those not seen yet if all are asked for, else from the newest token on."""
         if self.request.wants_every_position:
             return range(max(self.start, self.request.seen), self.end)
         return range(max(self.start, len(self.request.ids) - 1), self.end)
@@ -49,14 +64,23 @@ class Scheduler:
 
     `step_tokens` is the most tokens of a step, `most_running` the most requests that hold pages at
     once, `logit_rows` the most rows of logits a step gives to requests that want every position (a
-    row has as many numbers as the vocabulary).
+    row has as many numbers as the vocabulary). `speculation` lets a few answering requests guess.
     """
 
-    def __init__(self, cache: PrefixCache, *, step_tokens: int, most_running: int, logit_rows: int) -> None:
+    def __init__(
+        self,
+        cache: PrefixCache,
+        *,
+        step_tokens: int,
+        most_running: int,
+        logit_rows: int,
+        speculation: bool = False,
+    ) -> None:
         self.cache = cache
         self.step_tokens = step_tokens
         self.most_running = most_running
         self.logit_rows = logit_rows
+        self.speculation = speculation
         self.running: list[Request] = []
         self._waiting: dict[str, deque[Request]] = {}  # clients in order of their turn
         self._client_served: dict[str, int] = {}
@@ -92,10 +116,11 @@ class Scheduler:
         self._step += 1
         self._grow()
         rows = sorted((r for r in self.running if r.missing == 1), key=lambda r: (r.served, r.id))
-        chunks = [Chunk(r, r.computed, 1) for r in rows[: self.step_tokens]]
-        if len(chunks) < self.step_tokens:
+        chunks = [self._row(r, len(rows)) for r in rows[: self.step_tokens]]
+        left = self.step_tokens - sum(chunk.count for chunk in chunks)
+        if left > 0:
             self._admit()
-            chunks += self._prefill(self.step_tokens - len(chunks), {chunk.request.id for chunk in chunks})
+            chunks += self._prefill(left, {chunk.request.id for chunk in chunks})
         for chunk in chunks:
             chunk.request.served = self._step
         assert chunks or self.idle, "a request neither advances nor waits for one that does"
@@ -110,6 +135,17 @@ class Scheduler:
             before = request.keys[-1] if request.keys else request.salt
             request.keys.append(page_key(before, request.ids[page * size : (page + 1) * size]))
             self.cache.remember(request.keys[-1], request.pages[page])
+
+    def _row(self, request: Request, n_rows: int) -> Chunk:
+        """The newest token of a request, and a guess at the next ones that fits its last page."""
+        guess: list[int] = []
+        if self.speculation and n_rows <= _MOST_GUESSING and request.answered and not request.wants_every_position:
+            page_room = len(request.pages) * self.cache.page_size - len(request.ids)
+            fair_share = self.step_tokens // n_rows - 1
+            guess = request.lookup.guess(
+                request.ids, min(page_room, fair_share, request.max_tokens - request.answered - 1)
+            )
+        return Chunk(request, request.computed, 1 + len(guess), guess)
 
     def _grow(self) -> None:
         """Give each row that begins a page its page, taking from the youngest if need be."""
