@@ -15,7 +15,7 @@ from vitral.hub import resolve
 def main() -> None:
     path = resolve(sys.argv[1])
     token_bytes = bytes_per_token(open_checkpoint(path).weights)
-    with vitral.load(path, threads=int(sys.argv[2]), context_length=int(sys.argv[3])) as model:
+    with vitral.load(path, threads=int(sys.argv[2]), context_length=int(sys.argv[3]), speculation=False) as model:
         runs = Runs(model.engine, model.spec.vocab_size)
         serve(
             {"token_bytes": token_bytes},

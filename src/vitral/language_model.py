@@ -58,6 +58,7 @@ def load(
     kv_type: str = "f16",
     isa: str | None = None,
     verify_key: str | Path | None = None,
+    speculation: bool = True,
 ) -> LanguageModel:
     """Open a model by path, short name or `hf:owner/name`, ready to generate.
 
@@ -66,6 +67,7 @@ def load(
         8192, and at most what half of the memory left beside the weights holds.
     kv_type: what keys and values are kept as, "f16" or "f32". It changes the logits' last bits.
     isa: the instruction set; VITRAL_ISA, or the best that this machine has. It never changes a bit.
+    speculation: whether answers may guess ahead where text repeats. It never changes a bit either.
     verify_key: a public key (PEM) with which the model's signature must fit; VITRAL_VERIFY_KEY, or none.
 
     What a scan refuses is not loaded (`vitral.provenance.gate`): UnsafeFile. A signature that does not
@@ -95,7 +97,9 @@ def load(
     )
     cache = model.new_cache(plan.n_pages, PAGE_SIZE, kv_type)
     forward = NativeForward(model, cache, checkpoint.spec.vocab_size)
-    return LanguageModel(checkpoint.spec, tokenizer, forward, context_length=plan.context_length)
+    return LanguageModel(
+        checkpoint.spec, tokenizer, forward, context_length=plan.context_length, speculation=speculation
+    )
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:

@@ -45,7 +45,10 @@ def bench(
     weights = open_checkpoint(path).weights
     token_bytes, file_bytes = bytes_per_token(weights), weights.n_bytes()
     began = time.perf_counter()
-    with vitral.load(path, threads=threads, context_length=plan.context) as loaded, progress_bar("turns") as bar:
+    with (
+        vitral.load(path, threads=threads, context_length=plan.context, speculation=False) as loaded,
+        progress_bar("turns") as bar,
+    ):
         load = Figure("load and pack", "s", (time.perf_counter() - began,))
         figures = measure(
             loaded.engine,
