@@ -179,6 +179,10 @@ class LanguageModel:
         """Names of the adapters that are loaded."""
         return self._adapters().names() if self._loaded_adapters is not None else []
 
+    def adapter(self, name: str) -> LoadedAdapter:
+        """A loaded adapter, for `engine.answer`; RequestError names those that are loaded."""
+        return self._adapters().find(name)
+
     def _adapters(self) -> Adapters:
         if self._engine is None or self._loaded_adapters is None:
             raise RequestError("this model takes no adapters: it is closed, or not the native one")

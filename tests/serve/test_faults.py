@@ -296,3 +296,26 @@ def test_every_answer_under_load_is_the_one_it_is_alone(calm: Live) -> None:
     assert not wrong
     assert done[0] >= 64
     wait_until(lambda: metric(server, "vitral_sequences_in_flight") == 0)
+
+
+def test_an_adapter_is_a_model_of_its_own_in_the_same_batch(tmp_path: Path, tiny_path: str) -> None:
+    from tests.formats.test_adapters import random_parts, write_peft
+    from vitral.formats.checkpoint import open_checkpoint
+
+    spec = open_checkpoint(Path(tiny_path)).spec
+    path = write_peft(tmp_path / "lora", random_parts(spec, rank=4, scale=2.0), {"r": 4, "lora_alpha": 8})
+    with live(tmp_path, tiny_path, "--adapter", f"paint={path}") as server:
+        assert [m["id"] for m in server.http.get("/v1/models").json()["data"]] == [TINY, f"{TINY}:paint"]
+        bodies = [{**SHORT, "max_tokens": 12, "temperature": 0, "model": name} for name in (TINY, f"{TINY}:paint")] * 4
+        alone = [server.post("/v1/completions", body).json() for body in bodies[:2]]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda body: server.post("/v1/completions", body).json(), bodies))
+        texts = [answer["choices"][0]["text"] for answer in alone]
+        assert texts[0] != texts[1]
+        assert [answer["choices"][0]["text"] for answer in together] == texts * 4
+        assert alone[0]["system_fingerprint"] != alone[1]["system_fingerprint"]
+        record = alone[1]["record"]
+        assert server.http.get(f"/v1/records/{record}").json()["model"]["adapter"] is not None
+        assert server.post(f"/v1/records/{record}/replay", {}).json()["verdict"] == "EXACT"
+        unknown = server.post("/v1/completions", {**SHORT, "model": f"{TINY}:other"})
+        assert unknown.status_code == 404

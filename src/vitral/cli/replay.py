@@ -28,6 +28,8 @@ def replay(
     from vitral.serve.worker import identity_of
 
     found = _find(record, records)
+    if found["model"].get("adapter") is not None:
+        raise RequestError("the record was made with an adapter; replay it on the server: POST /v1/records/ID/replay")
     name = model or found["model"]["name"]
     with vitral.load(name, threads=threads, kv_type=found["model"]["kernels"]["kv_type"]) as loaded:
         now = {"name": found["model"]["name"], **identity_of(loaded, name, found["model"]["kernels"]["kv_type"])}

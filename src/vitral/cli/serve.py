@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,9 @@ def serve(
     new_key: Annotated[str | None, typer.Option(help="Make an API key of this name, print it once, and end.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where keys, records and files live.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of a LoRA adapter for the first model; MODEL:NAME asks for it.")
+    ] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
     records: Annotated[
         str | None, typer.Option(help="Database of records: sqlite:///FILE or postgresql+psycopg://...")
@@ -60,6 +64,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for noisy in ("uvicorn.error", "alembic", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    adapters = tuple(_adapter(each) for each in adapter or ())
     names = models or ["smollm2:135m"]
 
     def tell(url: str) -> None:
@@ -70,7 +75,12 @@ def serve(
 
     run(
         ServerOptions(
-            models=[WorkerOptions(name, threads=threads, context_length=context) for name in names],
+            models=[
+                WorkerOptions(
+                    name, threads=threads, context_length=context, adapters=adapters if name == names[0] else ()
+                )
+                for name in names
+            ],
             folder=folder,
             host=host,
             port=port,
@@ -84,6 +94,13 @@ def serve(
         ),
         tell,
     )
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or not path:
+        raise SettingsError(f"--adapter is {text!r}; expected NAME=PATH, the name of letters, digits, . _ -")
+    return name, path
 
 
 def _welcome(url: str, model: str) -> str:

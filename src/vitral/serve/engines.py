@@ -76,7 +76,7 @@ OnEvent = Callable[[EngineEvent], None]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an engine is. `digests` of weights; `kernels` chosen and why; `memory` in bytes by use."""
+    """What an engine is. `digests` of weights; `kernels` chosen and why; `memory` in bytes by use. `adapters`: digests by name."""
 
     context_length: int
     vocab_size: int
@@ -85,6 +85,7 @@ class Facts:
     digests: Mapping[str, str | None] = field(default_factory=dict)
     kernels: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 class ModelEngine(Protocol):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ __all__ = ["Model", "Models", "open_model"]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model by the name that clients use."""
+    """A model by the name that clients use; with an adapter that is `base:adapter`."""
 
     name: str
     tokenizer: Tokenizer
     engine: ModelEngine
+    adapter: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -47,6 +48,7 @@ class Model:
             "weights": self.facts.digests.get("weights"),
             "tokenizer": self.tokenizer.digest,
             "template": self.tokenizer.template_digest,
+            "adapter": self.facts.adapters[self.adapter] if self.adapter is not None else None,
             "kernels": {key: self.facts.kernels.get(key) for key in ("isa", "kv_type", "build")},
         }
 
@@ -79,10 +81,24 @@ class Models:
     def __iter__(self) -> Any:
         return iter(self._models.values())
 
+    def all(self) -> list[Model]:
+        """The models, each followed by itself with each adapter."""
+        return [
+            found
+            for model in self
+            for found in (
+                model,
+                *(replace(model, name=f"{model.name}:{name}", adapter=name) for name in model.facts.adapters),
+            )
+        ]
+
     def get(self, name: str) -> Model:
         """ApiError 404 for a name that is not served."""
+        base, _, adapter = name.rpartition(":")
+        if name not in self._models and base in self._models and adapter in self._models[base].facts.adapters:
+            return replace(self._models[base], name=name, adapter=adapter)
         if name not in self._models:
-            known = ", ".join(self._models)
+            known = ", ".join(model.name for model in self.all())
             raise ApiError(
                 404,
                 "model_not_found",

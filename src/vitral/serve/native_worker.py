@@ -27,13 +27,14 @@ GOODBYE_S = 5.0  # to leave by itself once the connection is closed
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """What `vitral.load` is called with in the worker."""
+    """What `vitral.load` is called with in the worker, and the adapters (name, path) to load then."""
 
     model: str
     threads: int | None = None
     context_length: int | None = None
     kv_type: str = "f16"
     isa: str | None = None
+    adapters: tuple[tuple[str, str], ...] = ()
 
 
 class NativeWorker:

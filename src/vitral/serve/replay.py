@@ -101,7 +101,9 @@ async def replay_on(model: Model, record: Mapping[str, Any], tenant: str) -> Rep
     outcome = []
     for job in jobs_of(record):
         events: asyncio.Queue[EngineEvent] = asyncio.Queue()
-        ask = Ask(job.prompt, job.params, tenant, b"replay", digests=True, constraint=job.constraint)
+        ask = Ask(
+            job.prompt, job.params, tenant, b"replay", digests=True, constraint=job.constraint, adapter=model.adapter
+        )
         number = model.engine.submit(ask, events.put_nowait)
         steps: list[Step] = []
         try:

@@ -131,6 +131,7 @@ class Run:
                     digests=digests,
                     constraint=s.constraint,
                     pooling=s.pooling,
+                    adapter=self.model.adapter,
                 )
                 progress.number = self.model.engine.submit(
                     ask,
@@ -233,7 +234,6 @@ class Run:
         facts = {
             "route": self._route,
             "model": dict(self.model.identity()),
-            "adapter": None,
             **self._notes,
         }
         sequences = [

@@ -60,6 +60,7 @@ async def engine(call: Call) -> Response:
                     "tokenizer": model.tokenizer.digest,
                     "template": model.tokenizer.template_digest,
                 },
+                "adapters": dict(facts.adapters),
                 "memory_bytes": dict(facts.memory),
             }
         )
@@ -68,7 +69,7 @@ async def engine(call: Call) -> Response:
 
 async def list_models(call: Call) -> Response:
     """The models that are served."""
-    return json_response({"object": "list", "data": [_entry(model) for model in call.service.models]})
+    return json_response({"object": "list", "data": [_entry(model) for model in call.service.models.all()]})
 
 
 async def one_model(call: Call) -> Response:

@@ -34,6 +34,7 @@ class Worker:
     def __init__(self, model: LanguageModel, connection: socket.socket) -> None:
         self._engine = model.engine
         self._grammars = model.grammars
+        self._model = model
         self._connection = connection
         self._work = threading.Event()
         self._closed = False
@@ -90,6 +91,7 @@ class Worker:
                     on_choice=self._digester(number) if ask.digests else None,
                     on_hidden=on_hidden,
                     constraint=constraint,
+                    adapter=None if ask.adapter is None else self._model.adapter(ask.adapter),
                 )
                 self._number[request], self._engine_id[number] = number, request
         except VitralError as error:
@@ -181,7 +183,7 @@ def facts_of(model: LanguageModel, options: dict[str, Any]) -> dict[str, Any]:
         "context_length": model.context_length,
         "vocab_size": forward.vocab_size,
         "cache_tokens": forward.n_pages * forward.page_size,
-        "can": ["generate", "prompt_logprobs", "hidden", "digests", "replay", "constraints"],
+        "can": ["generate", "prompt_logprobs", "hidden", "digests", "replay", "constraints", "adapters"],
         "digests": {"weights": identity["weights"]},
         "kernels": {
             **identity["kernels"],
@@ -208,7 +210,8 @@ def main(arguments: list[str]) -> int:
             kv_type=options["kv_type"],
             isa=options["isa"],
         )
-        facts = facts_of(model, options)
+        adapters = {name: model.load_adapter(name, path) for name, path in options["adapters"]}
+        facts = facts_of(model, options) | {"adapters": adapters}
     except VitralError as error:
         connection.sendall(frame({"failed": error_to(error)}))
         return 2
