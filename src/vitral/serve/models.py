@@ -69,7 +69,8 @@ def public_name(name: str) -> str:
     >>> public_name("smollm2:135m"), public_name("/models/tiny.gguf")
     ('smollm2:135m', 'tiny.gguf')
     """
-    return Path(name).name if Path(name).expanduser().exists() else name
+    path = Path(name).expanduser()
+    return path.name if name.startswith(("/", "./", "../", "~")) or path.exists() else name
 
 
 class Models:
