@@ -38,12 +38,8 @@ class Admission:
         self.draining = False
         self._done: deque[tuple[float, int]] = deque()
 
-    @contextmanager
-    def admit(self, tokens: int, sequences: int = 1) -> Iterator[None]:
-        """Hold a place while the block runs. Raises Overloaded or ShuttingDown at once if there is none.
-
-        A request larger than all of the room is let in alone, so that nothing is impossible only because of the queue.
-        """
+    def check(self, tokens: int = 1, sequences: int = 1) -> None:
+        """Raise Overloaded or ShuttingDown if there is no room, here for the smallest request that there can be."""
         if self.draining:
             raise ShuttingDown("the server is shutting down and takes no new work; ask another one")
         full = self.tokens + tokens > self.most_tokens or self.requests + sequences > self.most_requests
@@ -53,6 +49,14 @@ class Admission:
                 f"allowed: {self.most_requests} and {self.most_tokens}; come back in a while",
                 self.retry_after_s(),
             )
+
+    @contextmanager
+    def admit(self, tokens: int, sequences: int = 1) -> Iterator[None]:
+        """Hold a place while the block runs. Raises Overloaded or ShuttingDown at once if there is none.
+
+        A request larger than all of the room is let in alone, so that nothing is impossible only because of the queue.
+        """
+        self.check(tokens, sequences)
         self.tokens += tokens
         self.requests += sequences
         try:

@@ -102,6 +102,8 @@ class _Pipeline:
     async def _respond(self, request: Request, receive: Receive) -> Response | None:
         try:
             caller = self._caller(request)
+            if self._route.recorded == "answer":
+                self._service.admission.check()  # before a body is parsed and a template rendered in vain
             body = None
             if self._route.body is not None and self._route.body != "upload":
                 data = await read_json(request, self._service.limits.body)
