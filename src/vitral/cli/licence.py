@@ -36,6 +36,7 @@ class Language(StrEnum):
 Model = Annotated[
     str, typer.Argument(help="A path, a name in the store, or owner/name (by name alone: nothing is fetched).")
 ]
+LicenceName = Annotated[str, typer.Argument(help="A licence's id, tag or SPDX identifier, such as llama3.1.")]
 UseFile = Annotated[Path | None, typer.Option("--use", help="A TOML file that states the intended use.")]
 Spoken = Annotated[Language, typer.Option("--language", help="Of the report: English or Brazilian Portuguese.")]
 
@@ -48,7 +49,10 @@ def check(
     language: Spoken = Language.EN,
     as_json: AsJson = False,
 ) -> None:
-    """Judge an intended use; on a terminal, what is not stated is asked. Exit code 0, 1, 3 or 4."""
+    """Judge an intended use of a model.
+
+    On a terminal, what is not stated is asked. Exit code 0 allowed, 1 denied, 3 a person must decide, 4 a name duty is not kept.
+    """
     from vitral.cli.licence_text import ask, show
     from vitral.provenance.licence import report, to_html, to_json
 
@@ -73,7 +77,10 @@ def notices(
     use: UseFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the files that must travel: licence copies, Notice, attribution, what to display and name."""
+    """Write the files that must travel with a model.
+
+    Licence copies, Notice, attribution lines, what to display and how to name.
+    """
     from vitral.provenance.licence import write_notices
 
     judgement = _judged(model, use)
@@ -90,11 +97,11 @@ def notices(
 
 @app.command()
 def explain(
-    licence: Annotated[str, typer.Argument(help="A licence's id, tag or SPDX identifier, such as llama3.1.")],
+    licence: LicenceName,
     language: Spoken = Language.EN,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a licence grants, demands and forbids, clause by clause, with source and date."""
+    """Show a licence clause by clause, with source and date."""
     from dataclasses import asdict
 
     from vitral.cli.licence_text import explained
@@ -108,7 +115,7 @@ def explain(
 
 
 @app.command()
-def compare(first: str, second: str, as_json: AsJson = False) -> None:
+def compare(first: LicenceName, second: LicenceName, as_json: AsJson = False) -> None:
     """Show two licences side by side: what differs first."""
     from dataclasses import asdict
 
@@ -139,8 +146,13 @@ def list_licences(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def recognise(file: Path, as_json: AsJson = False) -> None:
-    """Say which known licences a text holds, by fingerprints; an unknown one is called unknown."""
+def recognise(
+    file: Annotated[Path, typer.Argument(help="The file whose text is looked at.")], as_json: AsJson = False
+) -> None:
+    """Say which known licences a text holds.
+
+    By fingerprints; an unknown text is called unknown.
+    """
     from vitral.errors import LicenceError
     from vitral.provenance.recognise import LARGEST_TEXT
     from vitral.provenance.recognise import recognise as find

@@ -22,7 +22,10 @@ def replay(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recorded answer again: EXACT, or the first step that differs (exit code 1)."""
+    """Run a recorded answer again and compare every step.
+
+    EXACT, or the first step that differs (exit code 1).
+    """
     import vitral
     from vitral.serve.replay import replay_here
     from vitral.serve.worker import identity_of

@@ -43,7 +43,10 @@ def serve(
     drain: Annotated[float, typer.Option(min=0, help="Seconds that running answers have when told to stop.")] = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Serve models over HTTP as OpenAI's and Anthropic's clients expect."""
+    """Serve models over HTTP.
+
+    As OpenAI's and Anthropic's clients expect it; docs/how-to/serve.md says how.
+    """
     from vitral.serve.access import KeyRing
     from vitral.serve.native_worker import WorkerOptions
     from vitral.serve.server import ServerOptions
