@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from typer.main import get_command
 
@@ -14,6 +16,7 @@ from vitral.formats.mixes import FILE_TYPES, plan_types
 from vitral.formats.quants import TYPES
 from vitral.model.names import tensor_shapes
 from vitral.model.presets import preset
+from vitral.tune.recipe import Recipe
 
 __all__ = ["FOLDER", "pages"]
 
@@ -31,7 +34,7 @@ Every command takes `--json`: standard output then holds one JSON document in ev
 
 def pages() -> dict[str, str]:
     """Every page that holds something generated, by file name, as it ought to be."""
-    found = {"cli.md": _cli()}
+    found = {"cli.md": _cli(), "tune-recipe.md": _recipe()}
     text = (FOLDER / "layouts-and-types.md").read_text("utf-8")
     for mark, part in {"types": _types(), "file types": _file_types()}.items():
         before, rest = text.split(f"<!-- {mark} -->\n")
@@ -75,6 +78,46 @@ def _commands(group: Any, path: str) -> list[str]:
         lines += [f"```\n{full} {' '.join(command.collect_usage_pieces(context))}\n```", ""]
         lines += _options(command, full)
     return lines
+
+
+_RECIPE = """# The recipe of a tuning
+
+Written by `make docs` from [`tune/recipe.py`](../../src/vitral/tune/recipe.py); a test compares the two.
+
+A recipe is a TOML file with these tables. A key that is not here is an error that names the nearest one. Relative paths count from the recipe's folder. `vitral tune init` writes one to begin with; every run keeps its own, all values written out, as `recipe.toml`.
+"""
+
+
+def _recipe() -> str:
+    lines = [_RECIPE]
+    for part, kind in get_type_hints(Recipe).items():
+        lines += [
+            f"## [{part}]",
+            "",
+            inspect.cleandoc(kind.__doc__ or ""),
+            "",
+            "| key | kind | default |",
+            "|---|---|---|",
+        ]
+        hints = get_type_hints(kind)
+        lines += [f"| `{f.name}` | {_kind(hints[f.name])} | {_default(f)} |" for f in fields(kind)]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _kind(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"list of {_kind(get_args(hint)[0])}s"
+    return {str: "text", int: "whole number", float: "number", bool: "true or false"}[hint]
+
+
+def _default(f: Field[Any]) -> str:
+    if f.default is MISSING:
+        return "must be given"
+    value = list(f.default) if isinstance(f.default, tuple) else f.default
+    return f"`{json.dumps(value)}`"
 
 
 def _options(command: Any, path: str) -> list[str]:

@@ -16,7 +16,7 @@ from vitral.provenance.lineage import lineage_metadata
 if TYPE_CHECKING:
     from vitral.formats.quantize import TensorError
 
-__all__ = ["convert"]
+__all__ = ["convert", "tokenizer_files"]
 
 Layout = Literal["gguf", "safetensors"]
 
@@ -45,14 +45,14 @@ def convert(
         type=type,
         importance=importance,
         progress=progress,
-        tokenizer=_tokenizer_files(Path(src), layout),
+        tokenizer=tokenizer_files(Path(src), layout),
         split_bytes=split_bytes,
         pure=pure,
         notes=lineage_metadata(open_checkpoint(Path(src)), "convert", {"layout": layout, "type": type or "as it was"}),
     )
 
 
-def _tokenizer_files(src: Path, layout: Layout) -> TokenizerFiles | None:
+def tokenizer_files(src: Path, layout: Layout) -> TokenizerFiles | None:
     """The tokenizer of a checkpoint in the words of the new layout; None where formats copies it, or there is none."""
     from vitral.tokenizer.export import to_files, to_gguf
     from vitral.tokenizer.load import _VOCABULARIES, load_tokenizer

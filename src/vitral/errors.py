@@ -22,6 +22,10 @@ VitralError                     anything that is the caller's to put right
 │   ├── ShuttingDown              the server is on its way out
 │   └── RecordStoreError          records cannot be written, so no answer may be given
 ├── LicenceError                terms, a use or a licence name that cannot be read
+├── TuneError                   a tuning that cannot be done as asked
+│   ├── RecipeError               a recipe with an unknown key or a value that cannot be used
+│   ├── DataError                 rows that cannot be trained on
+│   └── AdapterMismatch           an adapter that does not belong to this model, or matches nothing in it
 └── HubError                    a model that cannot be found, fetched or verified
     ├── ModelNotFound             no such path, short name or repository
     └── DigestMismatch            the bytes are not the ones that were promised
@@ -32,7 +36,9 @@ A message says what was found, what is allowed, and what to do.
 from __future__ import annotations
 
 __all__ = [
+    "AdapterMismatch",
     "ContextOverflow",
+    "DataError",
     "DigestMismatch",
     "EngineLost",
     "FormatError",
@@ -43,6 +49,7 @@ __all__ = [
     "NumericalError",
     "Overloaded",
     "RecordStoreError",
+    "RecipeError",
     "RequestError",
     "ServiceError",
     "SettingsError",
@@ -53,6 +60,7 @@ __all__ = [
     "TensorMismatch",
     "TokenizerError",
     "TruncatedFile",
+    "TuneError",
     "UnsafeFile",
     "UnsupportedArchitecture",
     "UnsupportedType",
@@ -150,6 +158,22 @@ class RecordStoreError(ServiceError):
 
 class LicenceError(VitralError):
     """Terms, an intended use or the name of a licence that cannot be read."""
+
+
+class TuneError(VitralError):
+    """A tuning that cannot be done as asked."""
+
+
+class RecipeError(TuneError):
+    """A recipe with an unknown key, or a value that cannot be used."""
+
+
+class DataError(TuneError):
+    """Rows that cannot be trained on; the message names the first and counts the rest."""
+
+
+class AdapterMismatch(TuneError):
+    """An adapter that does not belong to this model, or matches nothing in it."""
 
 
 class HubError(VitralError):

@@ -32,6 +32,7 @@ from vitral.cli import (
     show,
     sign,
     tokenize,
+    tune,
 )
 from vitral.cli.output import print_json
 from vitral.errors import VitralError
@@ -67,6 +68,7 @@ app.command()(bom.bom)
 app.command()(sign.sign)
 app.command()(sign.verify)
 app.command()(bench.bench)
+app.add_typer(tune.app, name="tune")
 app.command()(doctor.doctor)
 app.add_typer(licence.app, name="licence")
 

@@ -55,7 +55,7 @@ class TokenizerFiles:
 
 
 def convert(
-    src: Path,
+    src: Path | Checkpoint,
     dst: Path,
     layout: Literal["gguf", "safetensors"] = "gguf",
     type: str | None = None,
@@ -67,7 +67,7 @@ def convert(
     pure: bool = False,
     notes: Mapping[str, Any] | None = None,
 ) -> list[TensorError]:
-    """Write the model at `src` to the file (gguf) or folder (safetensors) `dst`.
+    """Write the model at `src`, or one that is open, to the file (gguf) or folder (safetensors) `dst`.
 
     `type` is a file type of `mixes.py` (F16, Q8_0, Q4_K_M ...) for GGUF, one of F32, F16, BF16 for
     safetensors; None keeps the types. `pure` gives all matrices the file type's one weight type.
@@ -77,7 +77,7 @@ def convert(
     comes from (`vitral.provenance.lineage`). Returns the error of each tensor, in the order written. Raises
     FormatError for what cannot be written, and what `open_checkpoint` raises.
     """
-    checkpoint = open_checkpoint(Path(src))
+    checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(Path(src))
     dst = Path(dst)
     if dst.exists() and dst.resolve() == checkpoint.path.resolve():
         raise FormatError(f"{dst} is the model itself; give another path")

@@ -1,0 +1,125 @@
+"""A whole data set: read, parsed and encoded, with everything that is wrong with it gathered, not hidden."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vitral.errors import DataError
+from vitral.tokenizer.tokenizer import Tokenizer
+from vitral.tune.batch import Row
+from vitral.tune.data.encode import Turns, encode
+from vitral.tune.data.examples import Example
+from vitral.tune.data.read import files_of, read_records
+from vitral.tune.data.shapes import parse, shape_of
+
+__all__ = ["DataSet", "Item", "TooLong", "load_data"]
+
+TooLong = Literal["refuse", "drop", "cut"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An example and its rows: one, or two where an answer is compared with another."""
+
+    example: Example
+    rows: tuple[Row, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Ids of all its rows."""
+        return sum(len(row.ids) for row in self.rows)
+
+
+@dataclass(slots=True)
+class DataSet:
+    """The items, and what was found wrong: `problems` are (place, what) of records that cannot be used.
+
+    `too_long` are (place, ids) of items over the context, counted whatever is done with them.
+    """
+
+    files: list[tuple[str, str]]  # path, sha256
+    shape: str
+    items: list[Item] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    too_long: list[tuple[str, int]] = field(default_factory=list)
+
+    def refuse(self) -> None:
+        """Raise DataError if anything is wrong; the first three places are named, all are counted."""
+        if self.problems:
+            first = "; ".join(f"{place}: {what}" for place, what in self.problems[:3])
+            more = f" ... and {len(self.problems) - 3} more" if len(self.problems) > 3 else ""
+            raise DataError(
+                f"{len(self.problems)} of {len(self.problems) + len(self.items)} records cannot be used: {first}{more}"
+            )
+        if not self.items:
+            raise DataError(f"{', '.join(path for path, _ in self.files)}: no record at all")
+
+
+def load_data(
+    paths: Sequence[Path],
+    tokenizer: Tokenizer,
+    context: int,
+    *,
+    turns: Turns = "all",
+    too_long: TooLong = "refuse",
+    chat: bool | None = None,
+) -> DataSet:
+    """Read data files and folders. `chat` puts instructions into a chat; by default where there is a template.
+
+    An item over `context` ids is a problem, or left out, or its answer is cut in the middle and keeps its end:
+    `too_long` says which. Raises DataError for a file that cannot be read at all, TemplateError for a template
+    that cannot be trained with.
+    """
+    as_chat = tokenizer.chat_template is not None if chat is None else chat
+    files = [file for path in paths for file in files_of(Path(path))]
+    found = DataSet([(str(file), _sha256(file)) for file in files], "")
+    for file in files:
+        for place, record in read_records(file):
+            try:
+                if isinstance(record, DataError):
+                    raise record
+                found.shape = found.shape or shape_of(record)
+                example = parse(place, record, found.shape, as_chat)
+                rows = tuple(encode(example, tokenizer, turns, context))
+                _take(found, Item(example, rows), context, too_long)
+            except DataError as error:
+                found.problems.append((place, str(error)))
+    return found
+
+
+def _take(found: DataSet, item: Item, context: int, too_long: TooLong) -> None:
+    longest = max((len(row.ids) for row in item.rows), default=0)
+    if not item.rows or any(row.n_supervised == 0 for row in item.rows):
+        raise DataError("no token would carry loss")
+    if longest > context:
+        found.too_long.append((item.example.place, longest))
+        if too_long == "refuse":
+            raise DataError(
+                f"{longest} tokens; the context of the run is {context} (raise it, or say too_long = drop or cut)"
+            )
+        if too_long == "drop":
+            return
+        item = Item(item.example, tuple(_cut(row, context) for row in item.rows))
+    found.items.append(item)
+
+
+def _cut(row: Row, context: int) -> Row:
+    """Take ids out of the end of the row but keep its last supervised one, which says that the answer ends."""
+    if len(row.ids) <= context:
+        return row
+    last = max(place for place, mark in enumerate(row.supervised) if mark)
+    kept = [*range(context - 1), last]
+    if not any(row.supervised[place] for place in kept[:-1]):
+        raise DataError(
+            f"{len(row.ids)} tokens, and the prompt alone fills the context of {context}: nothing of the answer is left"
+        )
+    return Row(tuple(row.ids[p] for p in kept), tuple(row.supervised[p] for p in kept))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -1,0 +1,87 @@
+"""The training record: all that decided a run, so that it can be replayed, and what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitral.errors import TuneError
+from vitral.formats.json_text import read_object
+from vitral.tune.prepare import Prepared
+
+__all__ = ["RECORD", "begin_record", "check_same", "read_log", "read_record", "write_record"]
+
+RECORD, LOG = "record.json", "log.jsonl"
+_DECIDES = ("recipe", "base_digest", "tokenizer_digest", "template_digest", "data", "precision", "processes")
+
+
+def begin_record(prepared: Prepared, precision: str, processes: int, n_trained: int) -> dict[str, Any]:
+    """What is known before the first step."""
+    base = prepared.base
+    files = [*prepared.train.files, *(prepared.test.files if prepared.test is not None else [])]
+    return {
+        "recipe": json.loads(json.dumps(asdict(prepared.recipe))),
+        "base": str(base.path),
+        "base_layout": base.layout,
+        "base_digest": base.weights.digest(),
+        "base_licence": str(base.metadata.get("general.license", "")),
+        "tokenizer_digest": prepared.tokenizer.digest,
+        "template_digest": prepared.tokenizer.template_digest,
+        "data": [{"path": path, "sha256": digest} for path, digest in sorted(set(files))],
+        "data_licence": prepared.recipe.data.licence,
+        "items": {"train": len(prepared.train.items), "test": len(prepared.test.items) if prepared.test else 0},
+        "steps": prepared.n_steps,
+        "trained_parameters": n_trained,
+        "precision": precision,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("vitral", "torch", "numpy")}
+        | {"python": platform.python_version()},
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "estimate": asdict(prepared.estimate) | {"total_bytes": prepared.estimate.total_bytes},
+    }
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise TuneError if what decides the run has changed since it began; the message names what."""
+    changed = [name for name in _DECIDES if before.get(name) != now.get(name)]
+    if changed:
+        raise TuneError(
+            f"{', '.join(changed)} changed since this run began, so it would not be a continuation; put it back, or "
+            "start a new run in another folder"
+        )
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record whole, or leave the one before."""
+    path = folder / RECORD
+    partial = path.with_name(f".{RECORD}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(dict(record), indent=2, default=str) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        free = shutil.disk_usage(folder).free
+        raise TuneError(f"{path} cannot be written ({error}); {free} bytes are free there") from None
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a run. Raises TuneError where there is none."""
+    if not (folder / RECORD).is_file():
+        raise TuneError(f"{folder} is no run: it has no {RECORD}; start one with vitral tune run RECIPE --out {folder}")
+    return dict(read_object(folder / RECORD))
+
+
+def read_log(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's log: one object for each step and evaluation."""
+    with (folder / LOG).open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)

@@ -1,0 +1,380 @@
+"""A run from recipe to result: prepare, rehearse, train, evaluate, save, write what came out."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitral.errors import TuneError
+from vitral.formats.checkpoint import open_checkpoint
+from vitral.hub import resolve
+from vitral.tune import distributed
+from vitral.tune.adapter_files import load_adapter, save_peft
+from vitral.tune.adapters import attach, frozen_copy, train_all
+from vitral.tune.batch import Batch
+from vitral.tune.data.examples import Plain
+from vitral.tune.data.load import Item
+from vitral.tune.export import write_merged
+from vitral.tune.forgetting import Probes, make_probes, make_replay
+from vitral.tune.forward import Transformer, load_model
+from vitral.tune.lora_plan import LoraPlan
+from vitral.tune.policy import Policy, Precision
+from vitral.tune.prepare import Prepared, prepare
+from vitral.tune.recipe import Recipe, recipe_toml
+from vitral.tune.record import LOG, begin_record, check_same, read_record, write_record
+from vitral.tune.rewards import REWARDS
+from vitral.tune.rollouts import Rollouts
+from vitral.tune.served import engine_of
+from vitral.tune.source import Order, batches_of, count_units
+from vitral.tune.state import load_state, save_state, trained_parameters
+from vitral.tune.trainer import Plan, StepReport, Trainer
+
+__all__ = ["Evaluation", "Event", "Rehearsal", "Result", "run_recipe"]
+
+STATE, ADAPTER, MODEL = "state.pt", "adapter", "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The test loss after a step, and the loss on what should not be forgotten (nats a token)."""
+
+    step: int
+    test_loss: float | None
+    metrics: dict[str, float]
+    forgetting: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """The largest piece of the run, forwards and backwards once without an update: what it really takes."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    peak_bytes: int
+    estimated_bytes: int
+
+
+Event = StepReport | Evaluation | Rehearsal
+OnEvent = Callable[[Event], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run left: where, how many steps, and the first and last evaluation."""
+
+    folder: Path
+    steps: int
+    stopped: str  # "finished" or "patience"
+    before: Evaluation
+    after: Evaluation
+    output: Path
+
+
+def run_recipe(recipe: Recipe, folder: Path, *, resume: bool = False, on_event: OnEvent = lambda event: None) -> Result:
+    """Train as a recipe says and leave everything in `folder`: recipe, record, log, state, adapter or model.
+
+    `resume` goes on after the last saved step, to the same bits as without the interruption (on one thread).
+    Ctrl-C and SIGTERM save the step and raise KeyboardInterrupt. Raises DataError, RecipeError, AdapterMismatch
+    or TuneError before the first step; NumericalError, HardwareError or TuneError where a step cannot be done.
+    """
+    distributed.begin()
+    prepared = prepare(recipe)
+    prepared.train.refuse()
+    prepared.preflight.refuse()
+    if not resume and (folder / STATE).exists():
+        raise TuneError(f"{folder} holds a run already; resume it, or give another folder")
+    return _Run(prepared, folder, on_event).go(resume)
+
+
+@dataclass
+class _DataSource:
+    items: Sequence[Item]
+    order: Order
+    prepared: Prepared
+    replay: Sequence[Item] = field(default=())
+
+    def chosen(self, step: int) -> list[Item]:
+        found = [self.items[i] for i in self.order.step(step)]
+        n = round(self.prepared.recipe.run.replay * len(found)) if self.replay else 0
+        return found + [self.replay[(step * n + i) % len(self.replay)] for i in range(n)]
+
+    def batches(self, step: int) -> Sequence[Batch]:
+        items, loss = self.chosen(step), self.prepared.loss
+        total = count_units(items, loss.unit)
+        mine = distributed.share_of(items)
+        return batches_of(
+            mine, self.prepared.recipe.method.loss, loss.unit, self.prepared.recipe.run.piece_tokens, total
+        )
+
+    def places(self, step: int) -> str:
+        return ", ".join(item.example.place for item in self.chosen(step)[:5])
+
+
+class _Run:
+    def __init__(self, prepared: Prepared, folder: Path, on_event: OnEvent) -> None:
+        self.prepared, self.folder, self.on_event = prepared, folder, on_event
+        recipe = prepared.recipe
+        self.precision: Precision = _precision(recipe)
+        self.plan, self.model = _trainable(prepared)
+        self.reference = self._reference()
+        self.probes, replay = self._probes()
+        watch = bool(recipe.method.balance or recipe.method.router_z)
+        policy = Policy(self.model, self.precision, watch_routing=watch)
+        run = recipe.run
+        numbers = Plan(prepared.n_steps, run.learning_rate, run.schedule, run.warmup, run.weight_decay, run.clip,
+                       recipe.method.balance, recipe.method.router_z)  # fmt: skip
+        self.trainer = Trainer(policy, self.reference, prepared.loss, numbers)
+        self.source: _DataSource | Rollouts = (
+            self._rollouts()
+            if recipe.method.loss == "grpo"
+            else _DataSource(
+                prepared.train.items, Order(len(prepared.train.items), run.batch, run.seed), prepared, replay
+            )
+        )
+        self.model.recompute_activations = run.recompute
+        self.best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+        self.evaluations: list[Evaluation] = []
+
+    def go(self, resume: bool) -> Result:
+        torch.manual_seed(self.prepared.recipe.run.seed)
+        n_trained = sum(p.numel() for p in self.trainer.parameters)
+        record = begin_record(self.prepared, self.precision, distributed.world_size(), n_trained)
+        if resume:
+            check_same(read_record(self.folder), record)
+            self._resume()
+        elif distributed.is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "recipe.toml").write_text(recipe_toml(self.prepared.recipe))
+            (self.folder / LOG).write_text("")
+        if not self.evaluations:
+            self._tell(self._rehearse())
+            self._tell(self._evaluate())
+            self._write(record)
+        stopped = self._train()
+        if stopped == "patience":
+            self._put_back_best()
+        output = self._output(record)
+        self._write(record | {"finished": True, "stopped": stopped, "output": str(output)})
+        distributed.end()
+        return Result(self.folder, self.trainer.step, stopped, self.evaluations[0], self.evaluations[-1], output)
+
+    def _train(self) -> str:
+        run, steps = self.prepared.recipe.run, self.prepared.n_steps
+        with _interruptible() as interrupted:
+            while self.trainer.step < steps:
+                report = self.trainer.run_step(self.source)
+                if isinstance(self.source, Rollouts):
+                    report = replace(report, metrics=report.metrics | self.source.seen)
+                self._tell(report)
+                step = self.trainer.step
+                if step % run.evaluate_every == 0 or step == steps:
+                    self._tell(self._evaluate())
+                    if self._out_of_patience():
+                        self._save()
+                        return "patience"
+                if step % run.save_every == 0 or step == steps or interrupted():
+                    self._save()
+                if interrupted() and step < steps:
+                    raise KeyboardInterrupt
+        return "finished"
+
+    # --- before -------------------------------------------------------------------------------
+
+    def _reference(self) -> Policy | None:
+        if not self.prepared.loss.needs_reference:
+            return None
+        if self.prepared.recipe.method.loss != "distil":
+            return Policy(frozen_copy(self.model), self.precision)
+        teacher = open_checkpoint(resolve(self.prepared.recipe.method.teacher))
+        if teacher.spec.vocab_size != self.prepared.base.spec.vocab_size:
+            raise TuneError(
+                f"the teacher has a vocabulary of {teacher.spec.vocab_size}, the model {self.prepared.base.spec.vocab_size}; "
+                "distillation compares token by token and needs the same one"
+            )
+        return Policy(load_model(teacher).eval(), self.precision)
+
+    def _probes(self) -> tuple[Probes, list[Item]]:
+        run, tokenizer, context = self.prepared.recipe.run, self.prepared.tokenizer, self.prepared.recipe.data.context
+        if not run.measure_forgetting and not run.replay:
+            return Probes((), ()), []
+        engine = engine_of(self.prepared.base, threads=torch.get_num_threads(), context_length=min(context, 512))
+        probes = make_probes(tokenizer, engine, context) if run.measure_forgetting else Probes((), ())
+        rows = make_replay(tokenizer, engine, context) if run.replay else []
+        return probes, [Item(Plain("the base's own answer", ""), (row,)) for row in rows]
+
+    def _rollouts(self) -> Rollouts:
+        recipe = self.prepared.recipe
+        if recipe.data.test or recipe.data.hold_out:
+            raise TuneError("grpo is measured by the reward of its own answers; leave data.test and data.hold_out out")
+        method, run, items = recipe.method, recipe.run, self.prepared.train.items
+        return Rollouts(self.model, self.prepared.base, self.prepared.tokenizer, items, Order(len(items), run.batch, run.seed),
+                        REWARDS[method.reward], method.group, method.answer_tokens, run.piece_tokens, recipe.data.context)  # fmt: skip
+
+    def _rehearse(self) -> Rehearsal:
+        """The largest piece in the whole run; the random numbers are put back, so the run is the same without it."""
+        sampled = isinstance(self.source, Rollouts)  # whose answers are not known before their step
+        steps = range(1 if sampled else min(self.prepared.n_steps, self.source.order.steps_per_epoch))
+        largest = max((b for s in steps for b in self.source.batches(s)), key=lambda batch: len(batch.packed.ids))
+        state = torch.get_rng_state()
+        began = time.perf_counter()
+        self.model.train()
+        loss, _ = self.trainer.loss(self.trainer.policy, self.trainer.reference, largest)
+        loss.backward()  # type: ignore[no-untyped-call]
+        seconds = time.perf_counter() - began
+        for parameter in self.trainer.parameters:
+            parameter.grad = None
+        torch.set_rng_state(state)
+        return Rehearsal(
+            self.prepared.n_steps, len(largest.packed.ids), seconds, _peak_bytes(), self.prepared.estimate.total_bytes
+        )
+
+    # --- during -------------------------------------------------------------------------------
+
+    def _evaluate(self) -> Evaluation:
+        recipe, test = self.prepared.recipe, self.prepared.test
+        loss, metrics = None, dict[str, float]()
+        if test is not None:
+            batches = batches_of(test.items, recipe.method.loss, self.prepared.loss.unit, recipe.run.piece_tokens)
+            loss, metrics = self.trainer.evaluate(batches)
+        found = Evaluation(self.trainer.step, loss, metrics, self.probes.measure(self.trainer.policy))
+        self.evaluations.append(found)
+        return found
+
+    def _out_of_patience(self) -> bool:
+        patience, last = self.prepared.recipe.run.patience, self.evaluations[-1]
+        if not patience or last.test_loss is None:
+            return False
+        if self.best is None or last.test_loss < self.best[0]:
+            kept = {name: p.detach().clone() for name, p in trained_parameters(self.model).items()}
+            self.best = (last.test_loss, last.step, kept)
+        since = sum(1 for e in self.evaluations if e.step > self.best[1])
+        return since >= patience
+
+    def _put_back_best(self) -> None:
+        assert self.best is not None, "patience ends only after an evaluation"
+        with torch.no_grad():
+            for name, parameter in trained_parameters(self.model).items():
+                parameter.copy_(self.best[2][name])
+        self.evaluations.append(self._evaluate())
+
+    def _tell(self, event: Event) -> None:
+        if distributed.is_first():
+            line = {"event": type(event).__name__, **asdict(event)}
+            with (self.folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+            self.on_event(event)
+
+    def _save(self) -> None:
+        if distributed.is_first():
+            facts = {"step": self.trainer.step, "evaluations": [asdict(e) for e in self.evaluations]}
+            facts["best"] = list(self.best) if self.best is not None else []
+            save_state(self.folder / STATE, self.model, self.trainer.optimizer, facts)
+
+    def _resume(self) -> None:
+        facts = load_state(self.folder / STATE, self.model, self.trainer.optimizer)
+        self.trainer.step = facts["step"]
+        self.evaluations = [Evaluation(**e) for e in facts["evaluations"]]
+        if facts["best"]:
+            loss, step, kept = facts["best"]
+            self.best = (loss, step, kept)
+        if distributed.is_first():
+            _cut_log(self.folder / LOG, self.trainer.step)
+
+    # --- after --------------------------------------------------------------------------------
+
+    def _output(self, record: dict[str, Any]) -> Path:
+        folder = self.folder / (ADAPTER if self.plan is not None else MODEL)
+        if distributed.is_first():
+            if self.plan is not None:
+                save_peft(self.model, self.plan, folder, self._lineage(record))
+            elif not folder.exists():
+                from vitral.conversion import tokenizer_files
+
+                write_merged(self.model, self.prepared.base, folder, "safetensors",
+                             tokenizer=tokenizer_files(self.prepared.base.path, "safetensors"))  # fmt: skip
+                (folder / "vitral.json").write_text(json.dumps(self._lineage(record), indent=2, default=str) + "\n")
+        return folder
+
+    def _lineage(self, record: dict[str, Any]) -> dict[str, Any]:
+        """What travels with the result: where it comes from and under which licences."""
+        names = ("base", "base_digest", "base_licence", "tokenizer_digest", "template_digest", "data", "data_licence",
+                 "recipe", "versions")  # fmt: skip
+        return {name: record[name] for name in names} | {"steps": self.trainer.step}
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if distributed.is_first():
+            first, last = self.evaluations[0], self.evaluations[-1]
+            rise = {name: last.forgetting[name] - first.forgetting[name] for name in first.forgetting}
+            write_record(
+                self.folder, record | {"evaluations": [asdict(e) for e in self.evaluations], "forgotten": rise}
+            )
+
+
+def _trainable(prepared: Prepared) -> tuple[LoraPlan | None, Transformer]:
+    """The model with what is trained in it: an adapter (fresh, or gone on from), or all of it."""
+    recipe = prepared.recipe
+    model = load_model(prepared.base)
+    if recipe.method.tune == "full":
+        if recipe.model.adapter:
+            raise TuneError("model.adapter is gone on from as an adapter; merge it first to tune everything")
+        train_all(model, recipe.method.router)
+        return None, model
+    if recipe.model.adapter:
+        return load_adapter(model, Path(recipe.model.adapter), prepared.base.weights.digest()), model
+    plan = recipe.lora
+    if recipe.method.router and "router" not in plan.targets:
+        plan = replace(plan, targets=(*plan.targets, "router"))
+    attach(model, plan, recipe.run.seed)
+    return plan, model
+
+
+def _precision(recipe: Recipe) -> Precision:
+    """bfloat16 where the processor multiplies it in hardware; elsewhere it is slower than float32."""
+    if recipe.run.precision != "auto":
+        return recipe.run.precision
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text() if info.exists() else ""
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop the lines of steps that were done after the last save; they are done again."""
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    path.write_text("".join(line for line in lines if json.loads(line).get("step", 0) <= step))
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM are noted and obeyed at the end of a step; a second Ctrl-C at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        with nullcontext():
+            yield asked.is_set
+        return
+
+    def note(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

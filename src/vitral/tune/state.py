@@ -1,0 +1,71 @@
+"""What a run needs to go on exactly where it stopped: trained parameters, optimiser, random numbers, step."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitral.errors import TuneError
+
+__all__ = ["load_state", "save_state", "trained_parameters"]
+
+
+def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are trained, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
+    """Write the state under another name and then in place: there is always one that is whole.
+
+    Raises TuneError where the disk is full or cannot be written; the state before is then still there.
+    """
+    content = {
+        "parameters": {name: p.detach() for name, p in trained_parameters(model).items()},
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "facts": dict(facts),
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer wraps a full disk in a RuntimeError
+        raise TuneError(
+            f"{path} cannot be written ({error}); make room and resume: the last saved step is whole"
+        ) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a state back and return its facts. Raises TuneError if it is not of this model."""
+    try:
+        content = torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        raise TuneError(f"{path} does not exist: no step of this run was saved; start it anew") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TuneError(f"{path} is no state of a run, or a broken one: {str(error)[:200]}") from None
+    mine = trained_parameters(model)
+    stored: Mapping[str, Tensor] = content["parameters"]
+    if {n: p.shape for n, p in mine.items()} != {n: p.shape for n, p in stored.items()}:
+        raise TuneError(f"{path} holds other trained parameters than this recipe trains; it belongs to another run")
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(stored[name])
+    optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["random"])
+    facts: dict[str, Any] = content["facts"]
+    return facts

@@ -1,0 +1,39 @@
+"""The examples run, in their short form, on a model that learns nothing much."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_vocabulary_is_taught_in_short(tiny_chat: Path, tmp_path: Path) -> None:
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, ROOT / "examples/teach_vocabulary.py", tmp_path, "--short", "--base", tiny_chat]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout[done.stdout.index("{\n") :])
+    assert found["recalled after"] == "0 of 2"
+    assert found["share kept by Q8_0"] > 0.5
+
+
+def test_a_mixture_is_made_from_two_domains_in_short(tiny_chat: Path, tmp_path: Path) -> None:
+    (tmp_path / "birds.txt").write_text("The heron waits by the weir and does not move for a quarter of an hour. " * 30)
+    (tmp_path / "ledger.txt").write_text("Carried forward 1,204.50; paid to A. Brandt 88.00; due 17 March.\n" * 30)
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, ROOT / "examples/experts_from_domains.py", tmp_path / "out", "--base", tiny_chat, "--steps", "3",
+               "--router-steps", "2", "--rows", "4", "--domain", tmp_path / "birds.txt", "--domain", tmp_path / "ledger.txt"]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout[done.stdout.index("{\n") :])
+    losses = found["loss, and half of its 95 % interval"]
+    assert set(losses) == {"base", "dense control", "mixture"}
+    assert all(x["information"] >= 0 for x in found["routing"])
