@@ -78,9 +78,8 @@ def is_ignored(name: str) -> bool:
 
 def _canonical(table: list[tuple[str, str]], name: str) -> str | None:
     for pattern, ours in table:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return match.expand(ours)
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, ours, name)  # unlike Match.expand it keeps the template that it has read
     return None
 
 
