@@ -103,7 +103,10 @@ def preview(
     page: Annotated[Path | None, typer.Option("--html", help="Write them, and as many as asked, to this page.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at the data before training: what carries loss, what forbids the run, what the run will take."""
+    """Look at the data before training.
+
+    What carries loss, what forbids the run, and what the run will take.
+    """
     need_torch()
     from vitral.tune.preview import as_page, as_text, spans
 
@@ -147,7 +150,10 @@ def run(
 
 @app.command()
 def resume(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Go on with an interrupted run, to the same bits as without the interruption."""
+    """Go on with an interrupted run.
+
+    To the same bits as without the interruption.
+    """
     need_torch()
     from vitral.tune.recipe import read_recipe
     from vitral.tune.record import read_record
@@ -166,7 +172,10 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write what a run learnt as an adapter or a merged model, and measure how much of it that form keeps."""
+    """Write what a run learnt as an adapter or a merged model.
+
+    How much of it that form keeps is measured.
+    """
     need_torch()
     from vitral.tune.after import export_run
 
