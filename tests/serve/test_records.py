@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import json
+import socket
 import sqlite3
+import threading
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 import rfc8785
 import sqlalchemy as sa
@@ -58,6 +64,39 @@ def test_usage_is_settled_with_the_record_and_nothing_stays_reserved(server: Liv
     id = server.post("/v1/completions", SAMPLED).json()["record"]
     assert rows(server, f"SELECT completion FROM usage WHERE record = '{id}'") == [(10,)]
     wait_until(lambda: rows(server, "SELECT * FROM reservations") == [])
+
+
+def test_a_client_that_hangs_up_at_once_leaves_nothing_reserved(server: Live) -> None:
+    body = json.dumps({**SAMPLED, "max_tokens": 400}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    address = httpx.URL(server.url)
+    for delay_ms in range(40):
+        with socket.create_connection((address.host, address.port)) as client:
+            client.sendall(head.encode() + b"\r\n\r\n" + body)
+            time.sleep(delay_ms / 4000)
+    wait_until(lambda: rows(server, "SELECT * FROM reservations") == [])
+
+
+def test_a_write_is_done_also_when_whoever_waits_is_cancelled(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'a.sqlite'}")
+    held = threading.Event()
+    insert = sa.insert(tables.reservations)
+    row = {"record": "r", "tenant": "t", "created": 1, "tokens": 1}
+
+    async def hang_up() -> None:
+        store.submit(lambda _: held.wait(10))
+        task = asyncio.create_task(store.write(lambda connection: connection.execute(insert.values(row))))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        held.set()
+        await store.write(lambda connection: connection.execute(insert.values({**row, "record": "s"})))
+
+    asyncio.run(hang_up())
+    found = store.read_now(lambda connection: connection.execute(sa.select(tables.reservations.c.record)).scalars().all())
+    assert found == ["r", "s"]
+    store.close()
 
 
 def test_records_cannot_be_changed_or_deleted(server: Live) -> None:

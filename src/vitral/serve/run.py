@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from vitral.completion import StopStrings
 from vitral.engine.request import FinishReason, SamplingParams, TokenScore
-from vitral.errors import ContextOverflow, VitralError
+from vitral.errors import ContextOverflow, RecordStoreError, VitralError
 from vitral.serve.access import Caller
 from vitral.serve.admission import UNSAID
 from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Pooling, Scored, Token
@@ -118,8 +118,12 @@ class Run:
         self._place = place
         self._service.runs.add(self)
         try:
-            await self._service.records.reserve(self.record, self._caller.tenant, worst)
-            self._reserved = True
+            self._reserved = True  # also if we are cancelled while it is being written
+            try:
+                await self._service.records.reserve(self.record, self._caller.tenant, worst)
+            except RecordStoreError:
+                self._reserved = False
+                raise
             digests = "digests" in self.model.facts.can
             for index, progress in enumerate(self.progress):
                 s = progress.sequence
@@ -156,7 +160,7 @@ class Run:
             if piece.finish is not None:
                 self._open -= 1
                 if not self._open:
-                    await self._settle()
+                    await self._service.keep(self._settle())
             if piece.tokens or piece.text or piece.finish is not None:
                 yield piece
 

@@ -80,8 +80,8 @@ class Store:
         return future
 
     async def write(self, work: Work) -> Any:
-        """Like `submit`, awaited."""
-        return await asyncio.wrap_future(self.submit(work))
+        """Like `submit`, awaited. What is queued is written, also when whoever waits is cancelled."""
+        return await asyncio.shield(asyncio.wrap_future(self.submit(work)))
 
     def read_now(self, work: Work) -> Any:
         """Run a query here."""
@@ -172,8 +172,7 @@ class Store:
                 batch[0][1].set_exception(typed)
             return False
         for (_, future), result in zip(batch, results, strict=True):
-            if not future.cancelled():
-                future.set_result(result)
+            future.set_result(result)
         return True
 
 
