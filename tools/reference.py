@@ -62,7 +62,7 @@ def _file_types() -> str:
 
 
 def _cli() -> str:
-    root = get_command(app)
+    root = get_command(app())
     return "\n".join([_HEAD, *_options(root, "vitral"), *_commands(root, "vitral")]).rstrip() + "\n"
 
 

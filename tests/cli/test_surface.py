@@ -14,7 +14,7 @@ from vitral.cli.main import app
 def every_command(group: Any = None, path: tuple[str, ...] = ()) -> dict[str, Any]:
     """All commands by their words, groups opened."""
     found: dict[str, Any] = {}
-    for name, command in (group or get_command(app)).commands.items():
+    for name, command in (group or get_command(app())).commands.items():
         if hasattr(command, "commands"):
             found |= every_command(command, (*path, name))
         else:

@@ -94,7 +94,9 @@ def test_a_write_is_done_also_when_whoever_waits_is_cancelled(tmp_path: Path) ->
         await store.write(lambda connection: connection.execute(insert.values({**row, "record": "s"})))
 
     asyncio.run(hang_up())
-    found = store.read_now(lambda connection: connection.execute(sa.select(tables.reservations.c.record)).scalars().all())
+    found = store.read_now(
+        lambda connection: connection.execute(sa.select(tables.reservations.c.record)).scalars().all()
+    )
     assert found == ["r", "s"]
     store.close()
 

@@ -10,76 +10,74 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from vitral.cli import (
-    bench,
-    bom,
-    convert,
-    diff,
-    digest,
-    doctor,
-    licence,
-    models,
-    perplexity,
-    quantize,
-    replay,
-    run,
-    scan,
-    serve,
-    show,
-    sign,
-    tokenize,
-    tune,
-)
 from vitral.cli.output import print_json
 from vitral.errors import VitralError
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
 
 _INTERRUPTED = 130
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer brings a click of its own, unnamed
 
-app = typer.Typer(
-    name="vitral",
-    help="Run Llama, Mistral and Mixtral models here, see inside them, and get the same bits every time.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(run.run)
-app.command()(serve.serve)
-app.command()(replay.replay)
-app.command()(show.show)
-app.command()(models.pull)
-app.command("list")(models.list_models)
-app.command()(models.rm)
-app.command()(convert.convert)
-app.command()(quantize.quantize)
-app.command()(perplexity.perplexity)
-app.command()(tokenize.tokenize)
-app.command()(scan.scan)
-app.command()(digest.digest)
-app.command()(diff.diff)
-app.command()(bom.bom)
-app.command()(sign.sign)
-app.command()(sign.verify)
-app.command()(bench.bench)
-app.add_typer(tune.app, name="tune")
-app.command()(doctor.doctor)
-app.add_typer(licence.app, name="licence")
+COMMANDS = {
+    "run": "run:run",
+    "serve": "serve:serve",
+    "replay": "replay:replay",
+    "show": "show:show",
+    "pull": "models:pull",
+    "list": "models:list_models",
+    "rm": "models:rm",
+    "convert": "convert:convert",
+    "quantize": "quantize:quantize",
+    "perplexity": "perplexity:perplexity",
+    "tokenize": "tokenize:tokenize",
+    "scan": "scan:scan",
+    "digest": "digest:digest",
+    "diff": "diff:diff",
+    "bom": "bom:bom",
+    "sign": "sign:sign",
+    "verify": "sign:verify",
+    "bench": "bench:bench",
+    "tune": "tune:app",
+    "doctor": "doctor:doctor",
+    "licence": "licence:app",
+}
+"""Each command, in the order of the help, and where it is: a module of this package and a function, or a group."""
+
+
+def app(only: str | None = None) -> typer.Typer:
+    """The program with all its commands, or with one: the modules of the others then stay unread."""
+    program = typer.Typer(
+        name="vitral",
+        help="Run Llama, Mistral and Mixtral models here, see inside them, and get the same bits every time.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    program.callback()(_options)
+    for name in COMMANDS if only is None else [only]:
+        module, _, attribute = COMMANDS[name].partition(":")
+        command = getattr(import_module(f"vitral.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            program.add_typer(command, name=name)
+        else:
+            program.command(name)(command)
+    return program
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from vitral.cli import doctor
+
         sys.stdout.write(f"vitral {doctor.version()}\n")
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
@@ -94,8 +92,12 @@ def main() -> None:
 
 
 def _code(args: list[str]) -> int:
+    named = next((argument for argument in args if not argument.startswith("-")), None)
     try:
-        code = app(args or ["--help"], prog_name="vitral", standalone_mode=False) or 0
+        code = (
+            app(named if named in COMMANDS else None)(args or ["--help"], prog_name="vitral", standalone_mode=False)
+            or 0
+        )
         sys.stdout.flush()  # here, where a reader that has gone is no traceback
         if code == _INTERRUPTED:  # typer makes an exit code of it when a command was running
             raise KeyboardInterrupt
