@@ -22,7 +22,7 @@ VERSIONS = {
     "transformers": "transformers==5.24.0",
 }
 TORCH = "torch==2.13.0"
-TOOLS = ("llama-bench", "llama-batched-bench")
+TOOLS = ("llama-bench", "llama-batched-bench", "llama-perplexity")
 _FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DGGML_NATIVE=ON",

@@ -7,6 +7,7 @@ offsets, zip members repacked so that their checksums pass, pickle opcodes rearr
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickletools
@@ -185,7 +186,7 @@ def _change(holder: list[Any], i: int, rng: Random, places: list[tuple[list[Any]
         case 0 | 1 | 2 | 3:
             value = rng.choice(_LEAVES)
         case 4:
-            value = json.loads(_dumped(theirs), object_pairs_hook=lambda p: Pairs([list(x) for x in p]))
+            value = copy.deepcopy(theirs)
         case 5 if holder is not places[0][0]:
             del holder[i]
             return
