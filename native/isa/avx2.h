@@ -13,7 +13,6 @@ template <int v>
 struct Vector { static constexpr int value = v; };
 
 struct F { __m256 a, b; };
-struct I { __m256i a, b; };
 struct B { __m256i a, b; };
 
 inline F set1(float x) { __m256 v = _mm256_set1_ps(x); return {v, v}; }
@@ -49,7 +48,6 @@ inline __m256 power_of_two_8(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
 }
 inline F power_of_two(F n) { return {power_of_two_8(n.a), power_of_two_8(n.b)}; }
-inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline void store_i8(int8_t* p, F x) {
   __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
   w = _mm256_permute4x64_epi64(w, 0xD8);
@@ -94,24 +92,6 @@ inline float largest(F x) {
   __m128 r = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
   r = _mm_max_ps(r, _mm_movehl_ps(r, r));
   return _mm_cvtss_f32(_mm_max_ss(r, _mm_shuffle_ps(r, r, 1)));
-}
-
-inline I izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-inline I iset1(int32_t x) { __m256i v = _mm256_set1_epi32(x); return {v, v}; }
-inline I iadd(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
-inline I isub(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
-// Even and odd bytes apart as 16-bit products: nothing can saturate.
-inline __m256i dot4_8(__m256i acc, __m256i codes, __m256i even, __m256i odd) {
-  __m256i low = _mm256_and_si256(codes, _mm256_set1_epi16(255));
-  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(low, even));
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), odd));
-}
-inline I dot4(I acc, B codes, const int8_t* a) {
-  int32_t four;
-  std::memcpy(&four, a, 4);
-  __m256i x = _mm256_set1_epi32(four);
-  __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), odd = _mm256_srai_epi16(x, 8);
-  return {dot4_8(acc.a, codes.a, even, odd), dot4_8(acc.b, codes.b, even, odd)};
 }
 
 inline B bload(const uint8_t* p) {

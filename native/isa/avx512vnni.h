@@ -65,7 +65,6 @@ inline float largest(F x) { return _mm512_reduce_max_ps(x); }
 inline I izero() { return {_mm512_setzero_si512()}; }
 inline I iset1(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I iadd(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }
-inline I isub(I x, I y) { return {_mm512_sub_epi32(x.v, y.v)}; }
 inline I dot4(I acc, B codes, const int8_t* a) {
   int32_t four;
   std::memcpy(&four, a, 4);

@@ -86,7 +86,6 @@ inline float largest(F a) { float m = a.v[0]; EACH(m = a.v[i] > m ? a.v[i] : m) 
 inline I izero() { I r; EACH(r.v[i] = 0) return r; }
 inline I iset1(int32_t x) { I r; EACH(r.v[i] = x) return r; }
 inline I iadd(I a, I b) { EACH(a.v[i] += b.v[i]) return a; }
-inline I isub(I a, I b) { EACH(a.v[i] -= b.v[i]) return a; }
 // 16 rows x 4 columns of unsigned codes times the 4 signed activations at a.
 inline I dot4(I acc, B codes, const int8_t* a) {
   EACH(for (int j = 0; j < 4; ++j) acc.v[i] += static_cast<int32_t>(codes.v[4 * i + j]) * a[j])

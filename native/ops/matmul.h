@@ -108,6 +108,22 @@ inline Terms find_terms(const Rows& a) {
   return terms;
 }
 
+inline void store_panel(const Matrix& m, int64_t p, float* out, F x) {
+  const int64_t n = m.rows - p * 16;
+  if (n >= 16) return store(out + p * 16, x);
+  float all[16];
+  store(all, x);
+  for (int64_t i = 0; i < n; ++i) out[p * 16 + i] = all[i];
+}
+
+#if defined(VITRAL_HALVES)
+#include "../special/avx2_panels.h"
+
+template <Type T>
+void matmul_packed(const Matrix& m, const Rows& a, int64_t begin, int64_t end, float* out, int64_t stride) {
+  matmul_halves<T>(m, a, find_terms<T>(a), begin, end, out, stride);
+}
+#else
 // One block of 16 rows times N rows of activations, added to the chains.
 template <Type T, int N>
 inline void block_product(const B* w, const F* scale, const F* minimum, const Rows& a, const Terms& terms, int64_t t0, int64_t b, F* main, F* low) {
@@ -139,14 +155,6 @@ inline void block_product(const B* w, const F* scale, const F* minimum, const Ro
   }
 }
 
-inline void store_panel(const Matrix& m, int64_t p, float* out, F x) {
-  const int64_t n = m.rows - p * 16;
-  if (n >= 16) return store(out + p * 16, x);
-  float all[16];
-  store(all, x);
-  for (int64_t i = 0; i < n; ++i) out[p * 16 + i] = all[i];
-}
-
 template <Type T, int N>
 inline void panel_product(const Matrix& m, int64_t p, const Rows& a, const Terms& terms, int64_t t0, float* out, int64_t stride) {
   constexpr Layout l = layout_of(T);
@@ -166,8 +174,6 @@ inline void panel_product(const Matrix& m, int64_t p, const Rows& a, const Terms
 
 #if defined(VITRAL_TILES)
 #include "matmul_tiles.h"
-#elif defined(VITRAL_HALVES)
-#include "../special/avx2_panels.h"
 #endif
 
 template <Type T>
@@ -175,8 +181,6 @@ void matmul_packed(const Matrix& m, const Rows& a, int64_t begin, int64_t end, f
   const Terms terms = find_terms<T>(a);
 #if defined(VITRAL_TILES)
   if (a.rows >= kTileRowsFrom) return matmul_tiles<T>(m, a, terms, begin, end, out, stride);
-#elif defined(VITRAL_HALVES)
-  return matmul_halves<T>(m, a, terms, begin, end, out, stride);
 #endif
   for (int64_t p = begin; p < end; ++p) {
     int64_t t = 0;
@@ -186,6 +190,7 @@ void matmul_packed(const Matrix& m, const Rows& a, int64_t begin, int64_t end, f
     for (; t < a.rows; ++t) panel_product<T, 1>(m, p, a, terms, t, out, stride);
   }
 }
+#endif
 
 template <Type T>
 inline F load_weights(const uint8_t* p) {

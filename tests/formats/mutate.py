@@ -201,7 +201,7 @@ def _change(holder: list[Any], i: int, rng: Random, places: list[tuple[list[Any]
             mine = holder[i][1] if is_pair else holder[i]
             if not isinstance(mine, int | float):
                 mine = 1
-            value = rng.choice([mine + 1, mine - 1, mine * 2, -mine, float(mine), str(mine), mine + (1 << 32)])
+            value = rng.choice([mine + 1, mine - 1, mine * 2, -mine, Literal(f"{mine}.0"), str(mine), mine + (1 << 32)])
     if is_pair:
         holder[i][1] = value
     else:

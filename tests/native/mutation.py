@@ -41,8 +41,8 @@ MUTANTS = [
     Mutant("the rotation of queries and keys", "ops/rows.h", "store_some(x + d, m, sub(", "store_some(x + d, m, add(", "scalar"),
     Mutant("a value mixed by attention", "ops/attention.h", "fma(w, x[v], part[n][v])", "sub(part[n][v], mul(w, x[v]))", "scalar"),
     Mutant("a sum over splits of keys", "ops/attention.h", "sum = sum + part;", "sum = sum - part;", "scalar"),
-    Mutant("an integer product of one row", "isa/avx2.h", "_mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_srli", "_mm256_sub_epi32(acc, _mm256_madd_epi16(_mm256_srli", "avx2"),
-    Mutant("an integer product of many rows", "special/avx2_panels.h", "_mm256_add_epi32(dot[t][g], wide)", "_mm256_sub_epi32(dot[t][g], wide)", "avx2"),
+    Mutant("an integer product of codes above 127", "special/avx2_panels.h", "return _mm256_add_epi32(_mm256_madd_epi16(_mm256_and_si256(codes", "return _mm256_sub_epi32(_mm256_madd_epi16(_mm256_and_si256(codes", "avx2"),
+    Mutant("an integer product of small codes", "special/avx2_panels.h", "_mm256_add_epi32(dot[t][g], wide)", "_mm256_sub_epi32(dot[t][g], wide)", "avx2"),
 ]  # fmt: skip
 
 
