@@ -13,11 +13,13 @@ export PIP_PROGRESS_BAR ?= off
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-# bash -m gives the server a process group of its own: Ctrl-C reaches it alone, it drains, and make ends with 0 as it does.
+# On a terminal, bash -m gives the server a process group of its own: Ctrl-C reaches it alone, it drains, and make ends
+# with 0 as it does. Without one there is no Ctrl-C, and bash would complain.
 run: $(VENV)/.installed ## build, fetch the embedded model (98 MB, once) and serve it
 	@echo "make run: SmolLM2-135M-Instruct behind an OpenAI-compatible server; Ctrl-C stops it"
 	@$(VENV)/bin/vitral pull smollm2:135m
-	@bash -mc '$(VENV)/bin/vitral serve smollm2:135m --port $(PORT); exit $$?'
+	@serve='$(VENV)/bin/vitral serve smollm2:135m --port $(PORT)'; \
+	  if [ -t 0 ]; then bash -mc "$$serve; exit \$$?"; else exec $$serve; fi
 
 test: $(VENV)/.dev ## run all tests
 	@echo "make test: everything under tests/, and the examples in docstrings"
