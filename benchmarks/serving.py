@@ -1,6 +1,8 @@
 """The server against its own engine, and under load: `python -m benchmarks.serving [MODEL] [--seconds 60]`.
 
-Three things, in one process of this program and one `vitral serve`:
+Four things, in one process of this program and one `vitral serve`, about four minutes; the figures go to
+results/serving.json. The client shares the processors with what it measures, so it writes and reads plain sockets:
+httpx takes more time for a token than the server does.
 
 - throughput: 16 streams over HTTP, and the same requests on the engine alone, in turns; the ratio of tokens a second.
 - first token: the same prompt on the idle server and on the idle engine; medians.
@@ -14,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,15 +23,17 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 import vitral
+from benchmarks import record
 from vitral.engine.request import NewToken, SamplingParams
 from vitral.language_model import LanguageModel
 
-STREAMS, TOKENS, CLIENTS = 16, 48, 64
+STREAMS, TOKENS, CLIENTS = 16, 96, 64
 
 
 def question(number: int) -> list[dict[str, str]]:
@@ -63,23 +66,46 @@ async def served(model: str, folder: str, *extra: str) -> AsyncIterator[httpx.As
         process.wait(60)
 
 
-async def stream(
-    client: httpx.AsyncClient, asked: dict[str, Any], leave_after: int = 1 << 30
-) -> tuple[str, float, int]:
-    """Text, seconds to the first token, and chunks."""
+@asynccontextmanager
+async def asked_of(client: httpx.AsyncClient, asked: dict[str, Any]) -> AsyncIterator[asyncio.StreamReader]:
+    """A chat's answer as the bytes of its connection, which ends with it."""
+    content = json.dumps(asked).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    try:
+        writer.write(f"{head}connection: close\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content)
+        yield reader
+    finally:
+        writer.close()
+
+
+async def stream(client: httpx.AsyncClient, asked: dict[str, Any], leave_after: int = 1 << 30) -> tuple[str, float]:
+    """Text and seconds to the first token."""
     began, first, text, chunks = time.perf_counter(), 0.0, "", 0
-    async with client.stream("POST", "/v1/chat/completions", json={**asked, "stream": True}) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if line.startswith("data: {"):
+    async with asked_of(client, {**asked, "stream": True}) as reader:
+        status = await reader.readline()
+        assert b" 200 " in status, status + await reader.read()
+        while chunks < leave_after and (line := await reader.readline()):
+            if line.startswith(b"data: {"):
                 piece = json.loads(line[6:])["choices"][0]["delta"].get("content", "")
                 if piece:
                     first = first or time.perf_counter() - began
                     text += piece
                     chunks += 1
-            if chunks >= leave_after:
-                break
-    return text, first, chunks
+    return text, first
+
+
+async def drain(client: httpx.AsyncClient, asked: dict[str, Any]) -> None:
+    """Read a stream to its end and look at nothing."""
+    async with asked_of(client, {**asked, "stream": True}) as reader:
+        while await reader.read(1 << 16):
+            pass
+
+
+async def status_of(client: httpx.AsyncClient, asked: dict[str, Any]) -> int:
+    """The status of an answer, once all of it is read."""
+    async with asked_of(client, asked) as reader:
+        return int((await reader.read()).split(b" ", 2)[1])
 
 
 def on_engine(model: LanguageModel, numbers: range) -> float:
@@ -96,7 +122,7 @@ def on_engine(model: LanguageModel, numbers: range) -> float:
 async def over_http(client: httpx.AsyncClient, name: str, numbers: range) -> float:
     """Tokens a second of as many streams."""
     before, began = await tokens_made(client), time.perf_counter()
-    await asyncio.gather(*(stream(client, body(name, number)) for number in numbers))
+    await asyncio.gather(*(drain(client, body(name, number)) for number in numbers))
     seconds = time.perf_counter() - began
     return (await tokens_made(client) - before) / seconds
 
@@ -109,6 +135,8 @@ async def tokens_made(client: httpx.AsyncClient) -> float:
 async def throughput(client: httpx.AsyncClient, name: str, rounds: int) -> dict[str, Any]:
     with vitral.load(name) as model:
         alone, http, first_alone, first_http = [], [], [], []
+        on_engine(model, range(1))
+        await drain(client, body(name, 0))
         for i in range(rounds):  # in turns: the machine's mood strikes both
             numbers = range(1000 * i, 1000 * i + STREAMS)
             alone.append(on_engine(model, numbers))
@@ -122,6 +150,7 @@ async def throughput(client: httpx.AsyncClient, name: str, rounds: int) -> dict[
         "engine_tokens_per_s": statistics.median(alone),
         "http_tokens_per_s": statistics.median(http),
         "ratio": statistics.median(h / a for h, a in zip(http, alone, strict=True)),
+        "turns": [{"engine": round(a, 1), "http": round(h, 1)} for a, h in zip(alone, http, strict=True)],
         "first_token_engine_ms": 1000 * statistics.median(first_alone),
         "first_token_http_ms": 1000 * statistics.median(first_http),
     }
@@ -159,8 +188,7 @@ async def exact(client: httpx.AsyncClient, name: str, seconds: float) -> dict[st
 async def overload(client: httpx.AsyncClient, name: str, seconds: float) -> dict[str, Any]:
     async def timed() -> tuple[int, float]:
         began = time.perf_counter()
-        response = await client.post("/v1/chat/completions", json=body(name, 1, 16))
-        return response.status_code, time.perf_counter() - began
+        return await status_of(client, body(name, 1, 16)), time.perf_counter() - began
 
     calm = statistics.median([(await timed())[1] for _ in range(5)])
     end, refused, accepted = time.monotonic() + seconds, [], []
@@ -177,7 +205,9 @@ async def overload(client: httpx.AsyncClient, name: str, seconds: float) -> dict
     return {
         "accepted": len(accepted),
         "accepted_median_s": statistics.median(accepted),
+        "accepted_p99_s": sorted(accepted)[int(len(accepted) * 0.99)],
         "refused": len(refused),
+        "refused_median_ms": 1000 * statistics.median(refused) if refused else None,
         "refused_p99_ms": 1000 * sorted(refused)[int(len(refused) * 0.99)] if refused else None,
         "before_s": calm,
         "after_s": after,
@@ -188,9 +218,10 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", default="smollm2:135m")
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder for serving.json")
     given = parser.parse_args()
-    found: dict[str, Any] = {"model": given.model, "cpus": os.cpu_count()}
+    found: dict[str, Any] = {"model": given.model, "seconds": given.seconds}
     with tempfile.TemporaryDirectory() as folder:
         async with served(given.model, folder) as client:
             found |= await throughput(client, given.model, given.rounds)
@@ -198,6 +229,7 @@ async def main() -> None:
         async with served(given.model, folder, "--queue-requests", "16") as client:
             found["overload"] = await overload(client, given.model, given.seconds)
     print(json.dumps(found, indent=2))
+    print(f"written to {record.write('serving', found, given.out)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from vitral.errors import Overloaded, ShuttingDown
 
@@ -18,6 +19,22 @@ __all__ = ["Admission"]
 
 UNSAID = 1024  # tokens that count for an answer whose length the client leaves open
 _MEMORY_S = 30.0
+
+
+class _Door:
+    """One request that is being prepared."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission, self._open = admission, True
+        admission.entering += 1
+
+    def leave(self) -> None:
+        """It is in, or away; the second time changes nothing."""
+        self._admission.entering -= self._open
+        self._open = False
+
+
+_at_the_door: ContextVar[_Door | None] = ContextVar("at_the_door", default=None)  # of the request being served
 
 
 class Admission:
@@ -35,6 +52,7 @@ class Admission:
         self.most_tokens, self.most_requests = most_tokens, most_requests
         self.tokens = 0
         self.requests = 0
+        self.entering = 0  # requests being prepared, one sequence each
         self.draining = False
         self._done: deque[tuple[float, int]] = deque()
 
@@ -42,13 +60,29 @@ class Admission:
         """Raise Overloaded or ShuttingDown if there is no room, here for the smallest request that there can be."""
         if self.draining:
             raise ShuttingDown("the server is shutting down and takes no new work; ask another one")
-        full = self.tokens + tokens > self.most_tokens or self.requests + sequences > self.most_requests
-        if full and self.requests:
+        ahead = self.requests + self.entering
+        full = self.tokens > 0 and self.tokens + tokens > self.most_tokens
+        if full or (ahead and ahead + sequences > self.most_requests):
             raise Overloaded(
-                f"the server is at work on {self.requests} sequences of {self.tokens} tokens; "
+                f"the server is at work on {ahead} sequences of {self.tokens} tokens; "
                 f"allowed: {self.most_requests} and {self.most_tokens}; come back in a while",
                 self.retry_after_s(),
             )
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Hold a place for one sequence until `admit` takes it over, so that a crowd is refused before it is prepared.
+
+        Templates are rendered and grammars checked between the two. Raises like `check`.
+        """
+        self.check()
+        door = _Door(self)
+        token = _at_the_door.set(door)
+        try:
+            yield
+        finally:
+            door.leave()
+            _at_the_door.reset(token)
 
     @contextmanager
     def admit(self, tokens: int, sequences: int = 1) -> Iterator[None]:
@@ -56,6 +90,9 @@ class Admission:
 
         A request larger than all of the room is let in alone, so that nothing is impossible only because of the queue.
         """
+        door = _at_the_door.get()
+        if door is not None:
+            door.leave()
         self.check(tokens, sequences)
         self.tokens += tokens
         self.requests += sequences

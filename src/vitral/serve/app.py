@@ -104,16 +104,13 @@ class _Pipeline:
             caller = self._caller(request)
             if self._route.recorded == "answer":
                 self._service.admission.check()  # before a body is parsed and a template rendered in vain
-            body = None
-            if self._route.body is not None and self._route.body != "upload":
-                data = await read_json(request, self._service.limits.body)
+            if self._route.body is None or self._route.body == "upload":
+                return await self._route.handler(self._call(caller, request, None))
+            data = await read_json(request, self._service.limits.body)
+            answers = self._route.recorded == "answer"
+            with self._service.admission.enter() if answers else contextlib.nullcontext():
                 body = validated(self._route.body, data, UNSUPPORTED)
-            call = Call(self._service, caller, request, body, request.path_params, self._route)
-            if self._route.body == "upload":
-                return await self._route.handler(call)
-            if self._route.body is None:
-                return await self._route.handler(call)
-            return await until_disconnect(receive, self._route.handler(call))
+                return await until_disconnect(receive, self._route.handler(self._call(caller, request, body)))
         except VitralError as error:
             api = to_api(error)
             if api.status >= 500:
@@ -122,6 +119,9 @@ class _Pipeline:
             log.exception("%s %s failed", self._route.method, self._route.path)
             api = to_api(error)
         return json_response(error_body(api, self._route.dialect), api.headers, api.status)
+
+    def _call(self, caller: Caller, request: Request, body: Any) -> Call:
+        return Call(self._service, caller, request, body, request.path_params, self._route)
 
     def _caller(self, request: Request) -> Caller:
         if self._route.permission == "public":

@@ -95,6 +95,7 @@ class Run:
         self._place: AbstractContextManager[None] | None = None
         self._reserved = self._settled = False
         self._open = len(sequences)
+        self._overdue: asyncio.TimerHandle | None = None
 
     @property
     def usage(self) -> tuple[int, int, int]:
@@ -117,6 +118,10 @@ class Run:
         place.__enter__()
         self._place = place
         self._service.runs.add(self)
+        limit_s = self._service.limits.answer_s
+        too_long = VitralError(f"the answer took longer than the {limit_s:g} s that one may take; ask for less")
+        left_s = max(0.0, limit_s - (time.perf_counter() - self.began))
+        self._overdue = asyncio.get_running_loop().call_later(left_s, self.stop, too_long)
         try:
             self._reserved = True  # also if we are cancelled while it is being written
             try:
@@ -152,7 +157,7 @@ class Run:
     async def pieces(self) -> AsyncIterator[Piece]:
         """Everything that happens, until all sequences have ended. Raises what ended one with an error."""
         while self._open:
-            index, event = await self._next()
+            index, event = await self._events.get()
             progress = self.progress[index]
             if progress.finish is not None:
                 continue  # came while its cancellation was on the way
@@ -173,17 +178,8 @@ class Run:
         """End what still runs with this error."""
         for index, progress in enumerate(self.progress):
             if progress.finish is None:
+                self._cancel(progress)
                 self._events.put_nowait((index, Ended("error", error=error)))
-
-    async def _next(self) -> tuple[int, EngineEvent]:
-        deadline = self.began + self._service.limits.answer_s
-        try:
-            async with asyncio.timeout(max(0.0, deadline - time.perf_counter())):
-                return await self._events.get()
-        except TimeoutError:
-            raise VitralError(
-                f"the answer took longer than the {self._service.limits.answer_s:g} s that one may take; ask for less"
-            ) from None
 
     def _take(self, index: int, progress: Progress, event: EngineEvent) -> Piece:
         match event:
@@ -261,6 +257,8 @@ class Run:
             if progress.finish is None:
                 self._cancel(progress)
         self._service.runs.discard(self)
+        if self._overdue is not None:
+            self._overdue.cancel()
         if self._place is not None:
             self._place.__exit__(None, None, None)
             self._place = None

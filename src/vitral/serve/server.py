@@ -112,6 +112,7 @@ class Listener(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nobody reads them here, and each token would pass through
                 timeout_keep_alive=IDLE_S,  # type: ignore[arg-type]
                 h11_max_incomplete_event_size=32 << 10,
             )

@@ -75,9 +75,12 @@ class EventStream(Response):
 
     async def _pump(self, scope: Scope, send: Send) -> None:
         async def write(body: bytes, more: bool) -> None:
-            async with asyncio.timeout(self._stall_s):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
+            reader.waited_since = loop.time()
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+            reader.waited_since = None
 
+        loop = asyncio.get_running_loop()
+        reader = _Reader(loop, self._stall_s, scope["extensions"]["vitral.abort"]["call"])
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await write(self._first, True)
@@ -87,11 +90,30 @@ class EventStream(Response):
             except VitralError as error:
                 await write(self._failure(to_api(error)), True)
             await write(b"", False)
-        except TimeoutError:
+        finally:
+            reader.leave()
+
+
+class _Reader:
+    """Cuts a connection off when a write has waited for `stall_s`.
+
+    One timer looks four times in that span: a timer for each token would cost more than its encoding.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stall_s: float, abort: Callable[[], None]) -> None:
+        self.waited_since: float | None = None
+        self._loop, self._stall_s, self._abort = loop, stall_s, abort
+        self._timer = loop.call_later(stall_s / 4, self._look)
+
+    def _look(self) -> None:
+        if self.waited_since is not None and self._loop.time() - self.waited_since >= self._stall_s:
             log.info("a reader took nothing for %g s and was cut off", self._stall_s)
-            abort = scope.get("extensions", {}).get("vitral.abort")
-            if abort is not None:
-                abort["call"]()
+            self._abort()
+        else:
+            self._timer = self._loop.call_later(self._stall_s / 4, self._look)
+
+    def leave(self) -> None:
+        self._timer.cancel()
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
