@@ -1,0 +1,1 @@
+"""The glass box: what a model computes, seen and changed by name."""
