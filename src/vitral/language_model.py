@@ -44,9 +44,8 @@ from vitral.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vitral.formats.canonical import Checkpoint
-    from vitral.formats.weights import Weights
 
-__all__ = ["Constraint", "LanguageModel", "Stream", "load", "tokenizer_of"]
+__all__ = ["Constraint", "LanguageModel", "Stream", "load", "of_checkpoint", "tokenizer_of"]
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -75,12 +74,36 @@ def load(
     fit: SignatureError. Raises ModelNotFound, FormatError, UnsupportedArchitecture, SettingsError, or HardwareError if
     memory or CPU cannot do it.
     """
-    from vitral import native  # the rest of this module needs neither C++ nor a checkpoint
-    from vitral.engine.memory import PAGE_SIZE, plan_cache
-    from vitral.engine.native import NativeForward, native_model
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.hub import resolve
     from vitral.provenance.gate import admit
+
+    settings = read_settings()
+    path = resolve(str(path_or_name))
+    admit(path, settings.home, Path(verify_key) if verify_key is not None else settings.verify_key)
+    return of_checkpoint(
+        open_checkpoint(path),
+        threads=threads,
+        context_length=context_length,
+        kv_type=kv_type,
+        isa=isa,
+        speculation=speculation,
+    )
+
+
+def of_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    threads: int | None = None,
+    context_length: int | None = None,
+    kv_type: str = "f16",
+    isa: str | None = None,
+    speculation: bool = True,
+) -> LanguageModel:
+    """The same for a checkpoint that is already open: its weights may have been changed on the way."""
+    from vitral import native  # the rest of this module needs neither C++ nor a checkpoint
+    from vitral.engine.memory import PAGE_SIZE, plan_cache
+    from vitral.engine.native import NativeForward, native_model
 
     settings = read_settings()
     if threads is None:
@@ -88,9 +111,6 @@ def load(
     elif isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
         raise SettingsError(f"threads is {threads!r}; allowed: a whole number from 1 to 1024")
     isa = native.choose(isa or settings.isa)
-    path = resolve(str(path_or_name))
-    admit(path, settings.home, Path(verify_key) if verify_key is not None else settings.verify_key)
-    checkpoint = open_checkpoint(path)
     tokenizer = tokenizer_of(checkpoint)
     plan = plan_cache(checkpoint.spec, checkpoint.weights.n_bytes(), kv_type, context_length)
     model = native_model(
@@ -99,12 +119,7 @@ def load(
     cache = model.new_cache(plan.n_pages, PAGE_SIZE, kv_type)
     forward = NativeForward(model, cache, checkpoint.spec.vocab_size)
     return LanguageModel(
-        checkpoint.spec,
-        tokenizer,
-        forward,
-        context_length=plan.context_length,
-        speculation=speculation,
-        weights=checkpoint.weights,
+        checkpoint.spec, tokenizer, forward, context_length=plan.context_length, speculation=speculation
     )
 
 
@@ -122,8 +137,7 @@ class LanguageModel:
     """A model that generates. Several threads may use it at once: their requests share the steps.
 
     `spec` says what the model is, `tokenizer` turns text into ids and back, `engine` runs requests of
-    ids, `context_length` is the most tokens of prompt and answer, `grammars` starts constraints, `weights` are
-    the tensors in their file, for who looks at them.
+    ids, `context_length` is the most tokens of prompt and answer, `grammars` starts constraints.
     """
 
     def __init__(
@@ -136,10 +150,8 @@ class LanguageModel:
         step_tokens: int = 512,
         prefix_cache: bool = True,
         speculation: bool = True,
-        weights: Weights | None = None,
     ) -> None:
         self.spec = spec
-        self.weights = weights
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.grammars = Grammars(tokenizer, spec.vocab_size)

@@ -38,6 +38,7 @@ COMMANDS = {
     "scan": "scan:scan",
     "digest": "digest:digest",
     "diff": "diff:diff",
+    "drift": "drift:drift",
     "bom": "bom:bom",
     "sign": "sign:sign",
     "verify": "sign:verify",

@@ -17,8 +17,7 @@ from vitral.tune.losses import Unit
 
 __all__ = ["Order", "batches_of", "check_shape"]
 
-_PAIRED = ("dpo", "ipo", "orpo", "reward")
-_SHAPES = dict.fromkeys(_PAIRED, Pair) | {"kto": Rated} | dict.fromkeys(("grpo", "ppo", "rejection"), Task)
+_SHAPES = {"dpo": Pair, "ipo": Pair, "orpo": Pair, "kto": Rated, "grpo": Task}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +95,9 @@ def _pieces(items: Sequence[Item], piece_tokens: int) -> list[list[Item]]:
 
 
 def _batch(items: list[Item], loss: str, total: float) -> Batch:
-    if loss in _PAIRED:
+    if loss in ("dpo", "ipo", "orpo"):
         rows = [item.rows[0] for item in items] + [item.rows[1] for item in items]
-        if loss != "reward":
-            return Batch.of(rows, total)
-        margin = torch.tensor([item.example.margin for item in items if isinstance(item.example, Pair)])
-        return Batch.of(rows, total, {"margin": margin})
+        return Batch.of(rows, total)
     if loss == "kto":
         rows = [item.rows[0] for item in items]
         others = [_answered_by(rows[i], rows[i - 1]) for i in range(len(rows))]

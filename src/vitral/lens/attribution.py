@@ -1,0 +1,120 @@
+"""Direct logit attribution: which part of the model wrote a logit. The parts add up to it.
+
+DLA_c(t, t') = (x_c * gain / scale) . (u_t - u_t'), the scale of the final norm frozen (Elhage et al.
+2021; arXiv 2211.00593). On quantised models the law rounds what it multiplies to eight bits: inside
+the model we split the rounded values, so that heads, neurons and experts add up to what their layer
+wrote; what rounding adds before the unembedding is a part of its own, `rounding`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitral.errors import RequestError
+from vitral.lens.finding import Finding
+from vitral.lens.glass import Values
+from vitral.lens.weights import WeightView
+from vitral.model.law import F32
+
+__all__ = ["Attribution", "attribute", "expert_outputs", "head_results", "neuron_attribution"]
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution(Finding):
+    """The parts of a logit, or of the difference of two, after one token.
+
+    embed: the token's own embedding. heads: (L, H). mlps: (L,). experts: (L, E), all of whose rows sum
+    to `mlps`, or None for a dense model. rounding: what is left, from eight-bit activations and float32.
+    embed + heads + mlps + rounding = logit; without quantised weights rounding is float noise.
+    """
+
+    position: int
+    target: int
+    contrast: int | None
+    logit: float
+    embed: float
+    heads: F64
+    mlps: F64
+    experts: F64 | None
+    rounding: float
+
+
+def head_results(values: Values, weights: WeightView, layer: int) -> F32:
+    """What each head adds to the residual stream, (T, H, C): z_h W_O^h; over heads they sum to hook_attn_out."""
+    name = f"blocks.{layer}.attn.o.weight"
+    z = _value(values, f"blocks.{layer}.attn.hook_z")  # (T, H, D)
+    T, H, D = z.shape
+    z = weights.as_multiplied(name, z.reshape(T, H * D)).reshape(T, H, D)
+    return np.asarray(np.einsum("thd,chd->thc", z, weights.matrix(name).reshape(-1, H, D)), np.float32)
+
+
+def expert_outputs(values: Values, weights: WeightView, layer: int) -> F32:
+    """What each expert adds to the residual stream, (T, E, C): its weight times its output, 0 where not chosen.
+
+    Over experts they sum to hook_mlp_out.
+    """
+    moe = weights.spec.moe
+    if moe is None:
+        raise RequestError("this model has no experts; ask for neurons or whole layers")
+    name = f"blocks.{layer}.mlp."
+    chosen = np.asarray(values[name + "hook_expert_indices"])  # (T, k)
+    share = _value(values, name + "hook_expert_weights_topk")  # (T, k)
+    out = np.zeros((len(chosen), moe.n_experts, weights.spec.dim), np.float32)
+    for e in np.unique(chosen):
+        token, rank = np.nonzero(chosen == e)
+        out[token, e] = share[token, rank, None] * _value(values, f"{name}experts.{e}.hook_out")
+    return out
+
+
+def attribute(
+    values: Values, weights: WeightView, target: int, contrast: int | None = None, position: int = -1
+) -> Attribution:
+    """Split the logit of `target` after a token, or its lead over `contrast`, among the parts that wrote it.
+
+    `values` has hook_embed, hook_z, hook_mlp_out of all layers, ln_final.hook_scale, unembed.hook_out,
+    and for experts their indices, weights and outputs.
+    """
+    spec = weights.spec
+    direction = _direction(values, weights, target, contrast, position)
+    logits = _value(values, "unembed.hook_out")[position].astype(np.float64)
+    logit = logits[target] - (0 if contrast is None else logits[contrast])
+    embed = float(_value(values, "hook_embed")[position] @ direction)
+    heads = np.stack([head_results(values, weights, i)[position] @ direction for i in range(spec.n_layers)])
+    mlps = np.stack([_value(values, f"blocks.{i}.hook_mlp_out")[position] @ direction for i in range(spec.n_layers)])
+    experts = None
+    if spec.moe is not None:
+        experts = np.stack([expert_outputs(values, weights, i)[position] @ direction for i in range(spec.n_layers)])
+    place = position % len(_value(values, "hook_embed"))
+    left = float(logit - embed - heads.sum() - mlps.sum())
+    return Attribution(place, target, contrast, float(logit), embed, heads, mlps, experts, left)
+
+
+def neuron_attribution(
+    values: Values, weights: WeightView, layer: int, target: int, contrast: int | None = None, position: int = -1
+) -> F64:
+    """The same for each neuron of a dense layer, (F,): post_n W_down^n; they sum to the layer's part."""
+    name = f"blocks.{layer}.mlp."
+    if weights.spec.moe is not None:
+        raise RequestError("neurons of experts have no common order; ask for experts")
+    post = weights.as_multiplied(name + "down.weight", _value(values, name + "hook_post"))[position]
+    direction = _direction(values, weights, target, contrast, position)
+    return np.asarray(post * (direction @ weights.matrix(name + "down.weight")), np.float64)
+
+
+def _direction(values: Values, weights: WeightView, target: int, contrast: int | None, position: int) -> F64:
+    """Gain over scale, times the unembedding's direction, (C,)."""
+    u = weights.W_U([target] if contrast is None else [target, contrast]).astype(np.float64)
+    toward = u[:, 0] - (0 if contrast is None else u[:, 1])
+    scale = float(_value(values, "ln_final.hook_scale")[position, 0])
+    return np.asarray(toward * weights.gain("ln_final") / scale, np.float64)
+
+
+def _value(values: Values, name: str) -> F32:
+    if name not in values:
+        raise RequestError(f"{name} was not recorded; record it, or everything")
+    return np.asarray(values[name], np.float32)
