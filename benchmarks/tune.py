@@ -74,17 +74,21 @@ def theirs(folder: Path, rows: list[Row], precision: str, recompute: bool) -> Ca
     from trl import SFTConfig, SFTTrainer
 
     data = Dataset.from_list(
-        [{"input_ids": list(r.ids), "completion_mask": [int(m) for m in r.supervised]} for r in rows]
+        [
+            {"input_ids": list(r.ids), "labels": [i if m else -100 for i, m in zip(r.ids, r.supervised, strict=True)]}
+            for r in rows
+        ]
     )
     args = SFTConfig(output_dir=str(folder / "trl"), per_device_train_batch_size=len(rows), learning_rate=2e-4, bf16=precision == "bfloat16",
                      lr_scheduler_type="constant", gradient_checkpointing=recompute, report_to=[], use_cpu=True, max_length=None,
-                     max_grad_norm=1.0, dataset_kwargs={"skip_prepare_dataset": True}, completion_only_loss=True)  # fmt: skip
+                     max_grad_norm=1.0, dataset_kwargs={"skip_prepare_dataset": True})  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     trainer = SFTTrainer(
         model, args=args, train_dataset=data, peft_config=LoraConfig(r=RANK, lora_alpha=16, target_modules=THEIRS)
     )
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.create_optimizer_and_scheduler(1000)
+    trainer.current_gradient_accumulation_steps = 1  # what its own loop sets before each step
 
     def step() -> float:
         trainer.model.train()

@@ -45,20 +45,27 @@ void Model::attention(Run& run, int64_t i) {
       for (int64_t t = begin; t < end; ++t) rotate(t), store(t);
     });
   }
-  if (run.tapped(attn + "hook_attn_scores") || run.tapped(attn + "hook_pattern")) attend_seen(run, i);
-  else attend(run, i);
+  if (run.tapped(attn + "hook_attn_scores") || run.tapped(attn + "hook_pattern")) {
+    std::vector<RunPart> seen, others;
+    for (const RunPart& part : run.parts) (run.taps->attention_of.count(part.sequence) ? seen : others).push_back(part);
+    attend(run, others, i);
+    attend_seen(run, seen, i);
+  } else {
+    attend(run, run.parts, i);
+  }
   run.tap(attn, "hook_z", run.z.x.data(), {T, H, D});
   if (!is_float(layer.o.type)) pool_.split(T, [&](int64_t begin, int64_t end, int) { quantise(run.z, begin, end); });
   products(run.z.view(), {{&layer.o, run.out.data()}}, run.step.adapters);
 }
 
-void Model::attend(Run& run, int64_t i) {
+void Model::attend(Run& run, const std::vector<RunPart>& parts, int64_t i) {
   const Config& c = config_;
   const int64_t H = c.n_heads, K = c.n_kv_heads, D = c.head_dim, G = H / K;
-  struct Task { const Run::Part* part; int64_t token, n; };
+  struct Task { const RunPart* part; int64_t token, n; };
+  if (parts.empty()) return;
   std::vector<Task> blocks;
   int64_t longest = 0;
-  for (const Run::Part& part : run.parts) {
+  for (const RunPart& part : parts) {
     for (int64_t t = 0; t < part.n; t += kTokenBlock) blocks.push_back({&part, t, std::min(kTokenBlock, part.n - t)});
     longest = std::max(longest, part.position + part.n);
   }
@@ -87,11 +94,11 @@ void Model::attend(Run& run, int64_t i) {
 }
 
 // The same with scores and patterns laid out for a tap to see or change.
-void Model::attend_seen(Run& run, int64_t i) {
+void Model::attend_seen(Run& run, const std::vector<RunPart>& parts, int64_t i) {
   const Config& c = config_;
   const int64_t H = c.n_heads, D = c.head_dim, G = H / c.n_kv_heads;
   const std::string attn = "blocks." + std::to_string(i) + ".attn.";
-  for (const Run::Part& part : run.parts) {
+  for (const RunPart& part : parts) {
     const int64_t S = part.position + part.n;
     const int32_t* pages = run.step.pages + part.sequence * run.step.table_width;
     std::vector<float> rows(H * part.n * S, -__builtin_inff());

@@ -33,6 +33,7 @@ struct Step {
 // a value belongs to one sequence, else -1. `data` is float32, or int32 for expert indices.
 struct Taps {
   std::unordered_set<std::string> names;
+  std::unordered_set<int32_t> attention_of;  // sequences whose scores and patterns are seen
   std::function<void(const std::string& name, void* data, const std::vector<int64_t>& shape, bool whole, int sequence)> see;
 };
 
@@ -72,6 +73,7 @@ class Model {
     Rows view() const { return {rows, cols, x.data(), codes.data(), scales.data(), sums.data()}; }
   };
   struct Run;  // what one call of forward works on
+  struct RunPart { int64_t first, n; int32_t sequence; int64_t position; };  // consecutive tokens of one sequence
 
   const Matrix& matrix(const std::string& name, int64_t rows, int64_t cols) const;
   const float* vector(const std::string& name, int64_t n) const;
@@ -84,8 +86,8 @@ class Model {
   const Matrix* adaptable(const std::string& name) const;
   void add_low_rank(const Rows& rows, const std::vector<Product>& list, const int32_t* adapters);
   void attention(Run& run, int64_t layer);
-  void attend(Run& run, int64_t layer);
-  void attend_seen(Run& run, int64_t layer);
+  void attend(Run& run, const std::vector<RunPart>& parts, int64_t layer);
+  void attend_seen(Run& run, const std::vector<RunPart>& parts, int64_t layer);
   void swiglu(Run& run, const Expert& expert, const Activations& in, const std::string& prefix, float* out,
               const int32_t* adapters);
   void mixture(Run& run, int64_t layer);

@@ -29,13 +29,11 @@ struct Model::Run {
     if (taps && taps->names.count(prefix + name)) taps->see(prefix + name, data, shape, whole, sequence);
   }
 
-  struct Part { int64_t first, n; int32_t sequence; int64_t position; };
-
   Cache& cache;
   const Step& step;
   const Taps* taps;
   int64_t T;
-  std::vector<Part> parts;               // consecutive tokens of one sequence
+  std::vector<RunPart> parts;
   std::vector<float> x, out, q, k, v;    // residual stream; what a part adds to it; heads
   std::vector<float> gate, up;
   Activations h, z, post;                // inputs of products

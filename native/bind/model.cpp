@@ -34,8 +34,9 @@ std::unique_ptr<Cache> make_cache(const Door& door, int64_t n_pages, int64_t pag
 }
 
 // Calls `on_tap(name, array, sequence)` with a view that it may write to.
-Taps make_taps(const std::vector<std::string>& names, const nb::object& on_tap) {
+Taps make_taps(const std::vector<std::string>& names, const nb::object& on_tap, const std::vector<int32_t>& attention_of) {
   Taps taps;
+  taps.attention_of.insert(attention_of.begin(), attention_of.end());
   taps.names.insert(names.begin(), names.end());
   taps.see = [on_tap](const std::string& name, void* data, const std::vector<int64_t>& shape, bool whole, int sequence) {
     nb::gil_scoped_acquire acquired;
@@ -48,7 +49,7 @@ Taps make_taps(const std::vector<std::string>& names, const nb::object& on_tap) 
 
 nb::ndarray<nb::numpy, float> forward(Door& door, Cache& cache, In<int32_t, 1> ids, In<int32_t, 1> positions, In<int32_t, 1> sequences,
                                       In<int32_t, 2> pages, In<int32_t, 1> wanted, const std::vector<std::string>& names,
-                                      const nb::object& on_tap, In<int32_t, 1> adapters) {
+                                      const nb::object& on_tap, In<int32_t, 1> adapters, const std::vector<int32_t>& attention_of) {
   const size_t T = ids.shape(0);
   if (positions.shape(0) != T || sequences.shape(0) != T)
     throw std::invalid_argument("ids, positions and sequences differ in length: " + std::to_string(T) + ", " +
@@ -63,7 +64,7 @@ nb::ndarray<nb::numpy, float> forward(Door& door, Cache& cache, In<int32_t, 1> i
             positions.data(), sequences.data(), pages.data(), wanted.data(), adapters.shape(0) ? adapters.data() : nullptr};
   float* logits;
   auto result = make_array<float, 2>({wanted.shape(0), static_cast<size_t>(door.model.config().vocab_size)}, &logits);
-  const Taps taps = make_taps(names, on_tap);
+  const Taps taps = make_taps(names, on_tap, attention_of);
   nb::gil_scoped_release released;
   std::lock_guard<std::mutex> lock(door.mutex);
   door.model.forward(cache, step, &taps, logits);
@@ -124,6 +125,28 @@ nb::ndarray<nb::numpy, int32_t> top_n(In<float, 1> x, size_t n) {
   return result;
 }
 
+// The same for each row.
+nb::ndarray<nb::numpy, int32_t> top_rows(In<float, 2> x, size_t n) {
+  const size_t rows = x.shape(0), cols = x.shape(1);
+  n = std::min(n, cols);
+  int32_t* out;
+  auto result = make_array<int32_t, 2>({rows, n}, &out);
+  nb::gil_scoped_release released;
+  if (!n) return result;
+  for (size_t r = 0; r < rows; ++r) {
+    const float* p = x.data() + r * cols;
+    int32_t* best = out + r * n;
+    size_t held = 0;  // a short sorted list: a later equal never displaces an earlier one
+    for (size_t c = 0; c < cols; ++c) {
+      if (held == n && !(p[c] > p[best[n - 1]])) continue;
+      size_t at = held < n ? held++ : n - 1;
+      for (; at > 0 && p[c] > p[best[at - 1]]; --at) best[at] = best[at - 1];
+      best[at] = static_cast<int32_t>(c);
+    }
+  }
+  return result;
+}
+
 }  // namespace
 
 void bind_model(nb::module_& m) {
@@ -147,7 +170,7 @@ void bind_model(nb::module_& m) {
       .def("set_rope", &set_rope, nb::arg("cos"), nb::arg("sin"))
       .def("new_cache", &make_cache, nb::arg("n_pages"), nb::arg("page_size"), nb::arg("kv_type"))
       .def("forward", &forward, nb::arg("cache"), nb::arg("ids"), nb::arg("positions"), nb::arg("sequences"), nb::arg("pages"),
-           nb::arg("wanted"), nb::arg("taps"), nb::arg("on_tap").none(), nb::arg("adapters"))
+           nb::arg("wanted"), nb::arg("taps"), nb::arg("on_tap").none(), nb::arg("adapters"), nb::arg("attention_of"))
       .def("set_adapter", &set_adapter, nb::arg("id"), nb::arg("names"), nb::arg("a"), nb::arg("b"), nb::arg("scales"))
       .def("remove_adapter", &remove_adapter, nb::arg("id"))
       .def_prop_ro("isa", [](const Door& d) { return d.model.kernels().isa; })
@@ -155,6 +178,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("weight_bytes", [](const Door& d) { return d.model.weight_bytes(); });
   m.def("argmax", &argmax, nb::arg("x"));
   m.def("top_n", &top_n, nb::arg("x"), nb::arg("n"));
+  m.def("top_rows", &top_rows, nb::arg("x"), nb::arg("n"));
 }
 
 }  // namespace vitral

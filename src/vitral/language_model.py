@@ -44,6 +44,7 @@ from vitral.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vitral.formats.canonical import Checkpoint
+    from vitral.formats.weights import Weights
 
 __all__ = ["Constraint", "LanguageModel", "Stream", "load", "of_checkpoint", "tokenizer_of"]
 
@@ -119,7 +120,12 @@ def of_checkpoint(
     cache = model.new_cache(plan.n_pages, PAGE_SIZE, kv_type)
     forward = NativeForward(model, cache, checkpoint.spec.vocab_size)
     return LanguageModel(
-        checkpoint.spec, tokenizer, forward, context_length=plan.context_length, speculation=speculation
+        checkpoint.spec,
+        tokenizer,
+        forward,
+        context_length=plan.context_length,
+        speculation=speculation,
+        weights=checkpoint.weights,
     )
 
 
@@ -137,7 +143,8 @@ class LanguageModel:
     """A model that generates. Several threads may use it at once: their requests share the steps.
 
     `spec` says what the model is, `tokenizer` turns text into ids and back, `engine` runs requests of
-    ids, `context_length` is the most tokens of prompt and answer, `grammars` starts constraints.
+    ids, `context_length` is the most tokens of prompt and answer, `grammars` starts constraints, `weights` are
+    the tensors in their file, for who looks at them.
     """
 
     def __init__(
@@ -150,8 +157,10 @@ class LanguageModel:
         step_tokens: int = 512,
         prefix_cache: bool = True,
         speculation: bool = True,
+        weights: Weights | None = None,
     ) -> None:
         self.spec = spec
+        self.weights = weights
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.grammars = Grammars(tokenizer, spec.vocab_size)

@@ -8,20 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitral.errors import ContextOverflow, DataError, TuneError
+from vitral.errors import ContextOverflow, DataError, RecipeError, TuneError
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.tokenizer.tokenizer import Tokenizer
-from vitral.tune.adapters import attach
+from vitral.tune.adapters import attach, frozen_copy
+from vitral.tune.after import export_run
+from vitral.tune.batch import Batch, Row
+from vitral.tune.data.encode import prompt_ids
 from vitral.tune.data.load import load_data
 from vitral.tune.forward import load_model
+from vitral.tune.judges import RewardModel, Verifier, new_head
+from vitral.tune.lessons import BestOfGroup, GroupLesson, ValueLesson
 from vitral.tune.lora_plan import LoraPlan
 from vitral.tune.losses.grpo import Grpo
+from vitral.tune.losses.ppo import Ppo
+from vitral.tune.losses.sft import Sft
 from vitral.tune.policy import Policy
 from vitral.tune.recipe import parse_recipe
 from vitral.tune.record import read_log
 from vitral.tune.rewards import REWARDS
 from vitral.tune.rollouts import Rollouts
 from vitral.tune.run import run_recipe
+from vitral.tune.sampled import Sampled
 from vitral.tune.source import Order
 from vitral.tune.trainer import Plan, Trainer
 
@@ -35,7 +43,10 @@ def rollouts(base: Path, data: Path, tokenizer: Tokenizer, reward: object, token
     model = load_model(base)
     attach(model, LoraPlan(4))
     items = load_data([data], tokenizer, 256).items
-    return Rollouts(model, open_checkpoint(base), tokenizer, items, Order(4, 2, 7), reward, 6, tokens, 400, 128)  # type: ignore[arg-type]
+    judge = Verifier(reward, tokenizer)  # type: ignore[arg-type]
+    return Rollouts(
+        model, open_checkpoint(base), tokenizer, items, Order(4, 2, 7), judge, GroupLesson(6), 6, tokens, 400, 128
+    )
 
 
 def letters(answer: str, expected: str) -> float:
@@ -66,8 +77,10 @@ def test_the_engines_logprobs_are_the_trainers(
 def test_a_step_samples_the_same_answers_again_and_another_step_others(
     tiny_chat: Path, tmp_path: Path, byte_tokenizer: Tokenizer
 ) -> None:
-    source = rollouts(tiny_chat, tasks(tmp_path / "t.jsonl"), byte_tokenizer, letters)
-    one, again, other = (torch.cat([b.packed.ids for b in source.batches(step)]) for step in (0, 0, 2))
+    source, fresh = (rollouts(tiny_chat, tasks(tmp_path / "t.jsonl"), byte_tokenizer, letters) for _ in range(2))
+    one, again, other = (
+        torch.cat([b.packed.ids for b in who.batches(step)]) for who, step in ((source, 0), (fresh, 0), (source, 2))
+    )
     assert torch.equal(one, again)
     assert not torch.equal(one[:40], other[:40])
 
@@ -83,14 +96,62 @@ def test_what_is_rewarded_becomes_likelier(tiny_chat: Path, tmp_path: Path, byte
     assert sum(seen[-5:]) > 1.5 * sum(seen[:5])
 
 
-def test_a_recipe_drives_it_and_it_resumes_to_the_same_answers(tiny_chat: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["rejection", "ppo"])
+def test_the_other_methods_follow_the_reward_too(
+    method: str, tiny_chat: Path, tmp_path: Path, byte_tokenizer: Tokenizer
+) -> None:
+    source = rollouts(tiny_chat, tasks(tmp_path / "t.jsonl"), byte_tokenizer, letters)
+    source.group, plan = 12, Plan(16, 0.03, "constant", 0.0)
+    if method == "ppo":
+        policy = Policy(source.model, head=new_head(source.model.spec.dim))
+        source.lesson, source.updates = ValueLesson(policy, Policy(frozen_copy(source.model)), 0.01), 2
+        trainer = Trainer(policy, None, Ppo(), plan)
+    else:
+        source.lesson = BestOfGroup(12)
+        trainer = Trainer(Policy(source.model), None, Sft(), plan)
+    seen = []
+    for _ in range(16):
+        trainer.run_step(source)
+        seen.append(source.seen["reward"])
+    assert sum(seen[-4:]) > 1.3 * sum(seen[:4])
+    if method == "ppo":
+        assert seen[0] == seen[1], "two updates learn from the same answers"
+
+
+def test_of_each_group_the_best_answer_is_learnt_and_of_equals_none() -> None:
+    found = [Sampled((1, 2), (n, 9), (-1.0, -1.0)) for n in range(3, 9)]
+    [batch] = BestOfGroup(3)(found, torch.tensor([0.0, 1.0, 0.5, 2.0, 2.0, 2.0]), 100)
+    assert batch.packed.ids.tolist() == [1, 2, 4, 9]
+    assert batch.labels.tolist() == [4, 9] and batch.total == 2
+    assert BestOfGroup(3)(found[:3], torch.ones(3), 100) == []
+
+
+def test_ppos_advantages_are_those_of_a_case_worked_by_hand(tiny_chat: Path) -> None:
+    """Values are 0 (a fresh head) and the reference is the policy, so only rewards and the decay 0.95 are left."""
+    model = load_model(tiny_chat)
+    policy = Policy(model, head=new_head(model.spec.dim))
+    batch = Batch.of([Row((1, 40, 41, 42), (False, True, True, True)), Row((1, 50, 51), (False, True, True))])
+    with torch.no_grad():
+        then = policy.logprobs(batch).tolist()
+    found = [Sampled((1,), (40, 41, 42), tuple(then[:3])), Sampled((1,), (50, 51), tuple(then[3:]))]
+    [made] = ValueLesson(policy, policy, 0.5)(found, torch.tensor([1.0, -1.0]), 100)
+    plain = torch.tensor([0.95**2, 0.95, 1.0, -0.95, -1.0])
+    assert torch.allclose(made.columns["advantage"], (plain - plain.mean()) / plain.std(), atol=1e-5)
+    assert torch.allclose(made.columns["return"], plain, atol=1e-6)
+    assert made.total == 5
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_a_recipe_drives_it_and_it_resumes_to_the_same_answers(method: str, tiny_chat: Path, tmp_path: Path) -> None:
+    """Two updates from the same answers in PPO; stopped between two of them, the run goes on from before both."""
     torch.set_num_threads(1)
     recipe = parse_recipe({"model": {"base": str(tiny_chat)}, "data": {"train": [str(tasks(tmp_path / "t.jsonl"))], "context": 128},
-                           "method": {"loss": "grpo", "reward": "contains", "group": 3, "answer_tokens": 8},
+                           "method": {"loss": method, "reward": "contains", "group": 3, "answer_tokens": 8,
+                                      "updates": 2 if method == "ppo" else 1},
                            "run": {"steps": 4, "batch": 2, "save_every": 2, "measure_forgetting": False}})  # fmt: skip
     run_recipe(recipe, tmp_path / "whole")
     steps = [line for line in read_log(tmp_path / "whole") if line["event"] == "StepReport"]
-    assert {"reward", "answer_tokens", "divergence"} <= set(steps[0]["metrics"])
+    assert {"reward", "answer_tokens", "clipped"} <= set(steps[0]["metrics"])
     plain = Trainer.run_step
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
@@ -107,6 +168,45 @@ def test_a_recipe_drives_it_and_it_resumes_to_the_same_answers(tiny_chat: Path, 
         for name in ("whole", "cut")
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_reward_model_is_trained_from_pairs_and_then_rewards(
+    tiny_chat: Path, tmp_path: Path, byte_tokenizer: Tokenizer
+) -> None:
+    """It learns that answers without digits are preferred; rejection sampling then asks it."""
+    rows = [{"prompt": f"{n} + 1?", "chosen": "ab cd", "rejected": "12 34"} for n in range(8)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = {"steps": 8, "batch": 4, "learning_rate": 0.01, "measure_forgetting": False}
+    pairs = {"train": [str(tmp_path / "p.jsonl")], "context": 128}
+    given = {"model": {"base": str(tiny_chat)}, "data": pairs, "method": {"loss": "reward"}, "run": run}
+    result = run_recipe(parse_recipe(given), tmp_path / "judge")
+    steps = [line for line in read_log(tmp_path / "judge") if line["event"] == "StepReport"]
+    assert steps[-1]["metrics"]["accuracy"] == 1
+    assert (result.output / "score.safetensors").exists()
+    judge = RewardModel(tmp_path / "judge", byte_tokenizer)
+    prompt = tuple(prompt_ids(({"role": "user", "content": "9 + 1?"},), byte_tokenizer))
+    good, bad = (Sampled(prompt, (*byte_tokenizer.encode(text), 2), ()) for text in ("ab cd", "12 34"))
+    scores = judge([good, bad], [])
+    assert scores[0] > scores[1]
+    asked = {"train": [str(tasks(tmp_path / "t.jsonl"))], "context": 128}
+    method = {
+        "loss": "rejection",
+        "reward": "model",
+        "reward_model": str(tmp_path / "judge"),
+        "group": 3,
+        "answer_tokens": 6,
+    }
+    run_recipe(
+        parse_recipe({**given, "data": asked, "method": method, "run": run | {"steps": 2, "batch": 2}}),
+        tmp_path / "best",
+    )
+    assert all(line["loss"] > 0 for line in read_log(tmp_path / "best") if line["event"] == "StepReport")
+    with pytest.raises(TuneError, match="method.reward_model"):
+        export_run(tmp_path / "judge", tmp_path / "x", "peft")
+    with pytest.raises(TuneError, match="no finished run of the loss reward"):
+        RewardModel(tmp_path / "best", byte_tokenizer)
+    with pytest.raises(RecipeError, match="needs it"):
+        parse_recipe({**given, "method": {"loss": "ppo", "reward": "model"}})
 
 
 def test_questions_that_do_not_fit_or_have_no_answer_are_refused(

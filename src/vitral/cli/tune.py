@@ -46,7 +46,7 @@ context = 512        # items over this many tokens are refused, not cut
 licence = ""         # of the data: travels with what is learnt
 
 [method]
-loss = "{loss}"          # sft, dpo, ipo, orpo, kto, distil
+loss = "{loss}"          # sft, dpo, ipo, orpo, kto, distil, reward, grpo, ppo, rejection
 tune = "lora"        # lora or full
 
 [lora]
@@ -75,7 +75,9 @@ def init(
     recipe: Annotated[Path, typer.Argument(help="The recipe to write.")],
     base: Annotated[str, typer.Option(help="A path or a short name.")] = "smollm2:135m",
     data: Annotated[str, typer.Option(help="A data file or folder.")] = "train.jsonl",
-    loss: Annotated[str, typer.Option(help="sft, dpo, ipo, orpo, kto or distil.")] = "sft",
+    loss: Annotated[
+        str, typer.Option(help="The loss: sft, dpo, ipo, orpo, kto, distil, reward, grpo, ppo or rejection.")
+    ] = "sft",
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe to begin with."""
@@ -86,6 +88,11 @@ def init(
     text = _RECIPE.format(base=_quoted(base), data=_quoted(data), loss=_quoted(loss))
     if loss == "distil":
         text = text.replace("tune = ", 'teacher = "teacher.gguf"  # a larger model with the same vocabulary\ntune = ')
+    if loss in ("grpo", "ppo", "rejection"):  # they are measured by the reward of their own answers
+        text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("hold_out"))
+        text = text.replace(
+            "tune = ", 'reward = "number"    # number, exact, contains; or model, with reward_model\ntune = '
+        )
     parse_recipe(tomllib.loads(text))
     if recipe.exists():
         raise TuneError(f"{recipe} is there already; give another name")

@@ -12,17 +12,21 @@ thread waits for an event computes the next step for all.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitral.engine import sampler
 from vitral.engine.adapters import LoadedAdapter
 from vitral.engine.blocks import PageAllocator
-from vitral.engine.forward import Forward, assemble
+from vitral.engine.forward import Batch, Forward, ShowsTaps, assemble
+from vitral.engine.interventions import Intervention, digest
+from vitral.engine.observe import OnValue, StepTaps, TapPlan, Watch
 from vitral.engine.prefix import PrefixCache
 from vitral.engine.request import (
     Event,
@@ -41,6 +45,9 @@ from vitral.errors import ContextOverflow, RequestError, SettingsError, VitralEr
 from vitral.model.law import F32
 
 __all__ = ["Answer", "Engine"]
+
+Array = NDArray[Any]
+_HIDDEN = "unembed.hook_in"
 
 
 class Answer:
@@ -144,6 +151,9 @@ class Engine:
         on_hidden: OnHidden | None = None,
         constraint: TokenConstraint | None = None,
         adapter: LoadedAdapter | None = None,
+        watch: Sequence[Watch] = (),
+        on_value: OnValue | None = None,
+        interventions: Sequence[Intervention] = (),
     ) -> int:
         """Queue a request and return its id.
 
@@ -152,12 +162,15 @@ class Engine:
         `on_choice` only those that a token of the answer is chosen from, `on_hidden` every position's final
         hidden state.
         `constraint` is asked for each token which ones are allowed; it belongs to this request alone. `adapter` is one of those loaded.
+        `on_value` sees the values of the forward pass that `watch` asks for, `interventions` change them, for this
+        request alone. A watched request does not guess ahead; requests share pages if their interventions are equal.
 
         Raises RequestError for a prompt or parameters that cannot be served, ContextOverflow with the
         counts if prompt and answer do not fit.
         """
+        plan, salt = self._tap_plan(watch, on_value, interventions, salt)
         return self._new(
-            prompt, params, client, salt, (on_logits, on_choice, on_hidden), constraint, adapter, mail=False
+            prompt, params, client, salt, (on_logits, on_choice, on_hidden), constraint, adapter, plan, mail=False
         ).id
 
     def answer(
@@ -172,12 +185,27 @@ class Engine:
         on_hidden: OnHidden | None = None,
         constraint: TokenConstraint | None = None,
         adapter: LoadedAdapter | None = None,
+        watch: Sequence[Watch] = (),
+        on_value: OnValue | None = None,
+        interventions: Sequence[Intervention] = (),
     ) -> Answer:
         """Like `add`, but the events go to the Answer returned; whoever reads it computes the steps."""
-        return Answer(
-            self,
-            self._new(prompt, params, client, salt, (on_logits, on_choice, on_hidden), constraint, adapter, mail=True),
-        )
+        plan, salt = self._tap_plan(watch, on_value, interventions, salt)
+        watchers = (on_logits, on_choice, on_hidden)
+        return Answer(self, self._new(prompt, params, client, salt, watchers, constraint, adapter, plan, mail=True))
+
+    def _tap_plan(
+        self, watch: Sequence[Watch], on_value: OnValue | None, interventions: Sequence[Intervention], salt: bytes
+    ) -> tuple[TapPlan | None, bytes]:
+        """What a request shows and changes, and its salt: keys and values under interventions are other ones."""
+        if not watch and not interventions and on_value is None:
+            return None, salt
+        if not isinstance(self._forward, ShowsTaps):
+            raise RequestError("this model shows no values: it is not the native one")
+        plan = TapPlan.of(self._forward.spec, watch, interventions, on_value)
+        if interventions:
+            salt = hashlib.sha256(salt + b"\0interventions\0" + digest(interventions).encode()).digest()
+        return plan, salt
 
     def _new(
         self,
@@ -188,6 +216,7 @@ class Engine:
         watchers: tuple[OnLogits | None, OnLogits | None, OnHidden | None],
         constraint: TokenConstraint | None,
         adapter: LoadedAdapter | None,
+        plan: TapPlan | None,
         *,
         mail: bool,
     ) -> Request:
@@ -195,7 +224,9 @@ class Engine:
         if adapter is not None:
             salt = adapter.salt(salt)
         with self._intake_lock:
-            request = Request(self._next_id, prompt, params, most, client, salt, *watchers, constraint, adapter)
+            request = Request(
+                self._next_id, list(prompt), params, most, client, salt, *watchers, constraint, adapter, plan
+            )
             self._next_id += 1
             self._requests[request.id] = request
             self._arrived.append(request)
@@ -284,19 +315,15 @@ class Engine:
             if request_id in self._requests:
                 events.append(self._finish(self._requests[request_id], "cancelled"))
         for request in arrived:
-            if request.finished is None and request.max_tokens == 0 and not request.wants_every_position:
+            shown = request.wants_every_position or request.watched
+            if request.finished is None and request.max_tokens == 0 and not shown:
                 events.append(self._finish(request, "length"))
         return events
 
     def _compute(self, chunks: list[Chunk]) -> list[Event]:
         """One pass for all chunks. If it fails, each chunk alone and without guesses: the bits are the same and the fault is found."""
         try:
-            batch = assemble(chunks)
-            if any(chunk.request.on_hidden is not None for chunk in chunks):
-                logits, hidden = self._forward.with_hidden(batch)
-                _show_hidden(chunks, hidden)
-            else:
-                logits = self._forward(batch)
+            logits, taps = self._pass(chunks, assemble(chunks))
         except Exception as error:  # noqa: BLE001 - a fault ends the request that causes it, not the others
             if len(chunks) > 1 or chunks[0].guess:
                 return [event for chunk in chunks for event in self._compute([chunk.certain()])]
@@ -304,15 +331,42 @@ class Engine:
         largest = np.argmax(logits, axis=-1)  # (R,)
         events: list[Event] = []
         row = 0
-        for chunk in chunks:
+        for number, chunk in enumerate(chunks):
             n = len(chunk.wanted)
             try:
+                if taps is not None:
+                    taps.deliver(number)
+                    chunk.request.observed = max(chunk.request.observed, chunk.end - len(chunk.guess))
                 for event in self._take(chunk, logits[row : row + n], largest[row : row + n].tolist()):
                     events.append(event)  # noqa: PERF402 - one by one: what came before a fault has happened
             except Exception as error:  # noqa: BLE001 - likewise
                 events.append(self._finish(chunk.request, "error", _typed(error, "the request failed")))
             row += n
         return events
+
+    def _pass(self, chunks: list[Chunk], batch: Batch) -> tuple[F32, StepTaps | None]:
+        """Logits (R, V) of the wanted tokens, and the taps if a request has any."""
+        wants_hidden = any(chunk.request.on_hidden is not None for chunk in chunks)
+        if any(chunk.request.tap_plan is not None for chunk in chunks):
+            assert isinstance(self._forward, ShowsTaps), "no request has a tap plan without it"
+            taps = StepTaps(chunks)
+            hidden: list[F32] = []
+
+            def on_tap(name: str, value: Array, sequence: int) -> None:
+                taps.on_tap(name, value, sequence)
+                if wants_hidden and name == _HIDDEN:
+                    hidden.append(np.array(value, np.float32))
+
+            names = taps.names | ({_HIDDEN} if wants_hidden else set())
+            logits = self._forward.with_taps(batch, names, on_tap, taps.attention_of)
+            for rows in hidden:
+                _show_hidden(chunks, rows)
+            return logits, taps
+        if wants_hidden:
+            logits, rows = self._forward.with_hidden(batch)
+            _show_hidden(chunks, rows)
+            return logits, None
+        return self._forward(batch), None
 
     def _take(self, chunk: Chunk, logits: F32, largest: list[int]) -> Iterator[Event]:
         """What a chunk's logits (n, V) mean for its request. What it raises ends the request alone."""

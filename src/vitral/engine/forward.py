@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitral.engine.scheduler import Chunk
 from vitral.model.law import F32
+from vitral.model.spec import ModelSpec
 
-__all__ = ["I32", "Batch", "Forward", "assemble"]
+__all__ = ["I32", "Batch", "Forward", "ShowsTaps", "assemble"]
 
 I32 = NDArray[np.int32]
 
@@ -59,6 +60,27 @@ class Forward(Protocol):
 
     def with_hidden(self, batch: Batch) -> tuple[F32, F32]:
         """The same logits, and the final hidden states (R, C) that they were computed from."""
+        ...
+
+
+@runtime_checkable
+class ShowsTaps(Protocol):
+    """A `Forward` whose values may be seen and changed."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def with_taps(
+        self,
+        batch: Batch,
+        names: Collection[str],
+        on_tap: Callable[[str, NDArray[Any], int], None],
+        attention_of: Collection[int],
+    ) -> F32:
+        """The logits (R, V); `on_tap` sees and may write to the values of these names, on its way.
+
+        Attention scores and patterns come for the sequences `attention_of`, each alone with its number.
+        """
         ...
 
 

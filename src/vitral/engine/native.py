@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitral.engine.forward import Batch
 from vitral.formats.weights import Weights
@@ -38,6 +40,10 @@ class NativeForward:
     def remove_adapter(self, number: int) -> None:
         self.model.remove_adapter(number)
 
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model.spec
+
     def __call__(self, batch: Batch) -> F32:
         return self.model.forward(
             self.cache,
@@ -47,6 +53,26 @@ class NativeForward:
             batch.page_table,
             batch.wanted,
             adapters=batch.adapters,
+        )
+
+    def with_taps(
+        self,
+        batch: Batch,
+        names: Collection[str],
+        on_tap: Callable[[str, NDArray[Any], int], None],
+        attention_of: Collection[int],
+    ) -> F32:
+        return self.model.forward(
+            self.cache,
+            batch.ids,
+            batch.positions,
+            batch.sequence,
+            batch.page_table,
+            batch.wanted,
+            taps=sorted(names),
+            on_tap=on_tap,
+            adapters=batch.adapters,
+            attention_of=sorted(attention_of),
         )
 
     def with_hidden(self, batch: Batch) -> tuple[F32, F32]:

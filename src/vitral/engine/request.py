@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitral.engine.adapters import LoadedAdapter
+from vitral.engine.observe import TapPlan
 from vitral.engine.speculative import PromptLookup
 from vitral.errors import RequestError, VitralError
 from vitral.model.law import F32
@@ -192,7 +193,8 @@ class Request:
     them, in `pages`; `keys` are the content keys of the full pages. `client` shares are fair;
     `salt` parts the prefix cache (tenant, adapter, intervention). `on_choice` sees the logits that each
     token of the answer is chosen from; unlike `on_logits` and `on_hidden` it asks for nothing to be
-    computed. `seen` counts the positions whose logits were reported, for a request that wants all of them.
+    computed. `seen` counts the positions whose logits were reported, for a request that wants all of them;
+    `observed` those whose taps were, for one with a `tap_plan`.
     """
 
     id: int
@@ -206,11 +208,13 @@ class Request:
     on_hidden: OnHidden | None = None
     constraint: TokenConstraint | None = None
     adapter: LoadedAdapter | None = None
+    tap_plan: TapPlan | None = None
     seed: int = 0
     ids: list[int] = field(default_factory=list)
     counts: dict[int, int] = field(default_factory=dict)
     prompt_scores: list[TokenScore] = field(default_factory=list)
     seen: int = 0
+    observed: int = 0
     finished: FinishReason | None = None
     cached: int | None = None
     pages: list[int] = field(default_factory=list)
@@ -245,7 +249,26 @@ class Request:
     @property
     def wants_every_position(self) -> bool:
         """Whether logits of the prompt are asked for, not only those that choose the next token."""
-        return self.on_logits is not None or self.on_hidden is not None or self.params.prompt_logprobs is not None
+        return (
+            self.on_logits is not None
+            or self.on_hidden is not None
+            or self.params.prompt_logprobs is not None
+            or (self.tap_plan is not None and self.tap_plan.watches_every_logit)
+        )
+
+    @property
+    def watched(self) -> bool:
+        """Whether values of the forward pass are asked for."""
+        return self.tap_plan is not None and bool(self.tap_plan.watched)
+
+    @property
+    def reusable(self) -> int:
+        """Tokens whose keys and values may come from the prefix cache: all but the last, up to what must be shown."""
+        most = len(self.ids) - 1
+        if self.wants_every_position:
+            most = min(most, self.seen)
+        first = None if self.tap_plan is None else self.tap_plan.first_watched(self.observed)
+        return most if first is None else min(most, first)
 
 
 def _number(name: str, value: object, least: float, most: float) -> None:

@@ -139,7 +139,12 @@ class Scheduler:
     def _row(self, request: Request, n_rows: int) -> Chunk:
         """The newest token of a request, and a guess at the next ones that fits its last page."""
         guess: list[int] = []
-        if self.speculation and n_rows <= _MOST_GUESSING and request.answered and not request.wants_every_position:
+        if (
+            self.speculation
+            and n_rows <= _MOST_GUESSING
+            and request.answered
+            and not (request.wants_every_position or request.watched)
+        ):
             page_room = len(request.pages) * self.cache.page_size - len(request.ids)
             fair_share = self.step_tokens // n_rows - 1
             guess = request.lookup.guess(
@@ -181,8 +186,7 @@ class Scheduler:
     def _enter(self, request: Request) -> bool:
         """Hold pages for every known token of the request, found ones first; False if they are not to be had."""
         known = len(request.ids)
-        reusable = min(known - 1, request.seen) if request.wants_every_position else known - 1
-        pages, keys = self.cache.match(request.ids, request.salt, reusable // self.cache.page_size)
+        pages, keys = self.cache.match(request.ids, request.salt, request.reusable // self.cache.page_size)
         lacking = self._pages_for(known) - len(pages)
         if lacking + len(self.running) > self.cache.available:
             self.cache.release(pages)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vitral.model.spec import ModelSpec
 
-__all__ = ["Tap", "taps"]
+__all__ = ["Tap", "is_attention", "row_shape", "taps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,29 @@ def taps(spec: ModelSpec) -> list[Tap]:
     for i in range(spec.n_layers):
         found += [Tap(f"blocks.{i}.{name}", shape, text) for name, shape, text in block]
     return found + [Tap(*entry) for entry in _FINAL]
+
+
+def is_attention(name: str) -> bool:
+    """Whether a value has a row for each head before its tokens, (H, T, S): scores and patterns."""
+    return name.endswith(("attn.hook_attn_scores", "attn.hook_pattern"))
+
+
+def row_shape(spec: ModelSpec, name: str) -> tuple[int, ...]:
+    """The shape that a tap has for one token: its letters without T or n; of S the largest."""
+    sizes = {
+        "C": spec.dim,
+        "1": 1,
+        "H": spec.n_heads,
+        "K": spec.n_kv_heads,
+        "D": spec.head_dim,
+        "F": spec.hidden_dim,
+        "V": spec.vocab_size,
+        "S": spec.max_context,
+        "E": spec.moe.n_experts if spec.moe else 0,
+        "k": spec.moe.n_experts_per_token if spec.moe else 0,
+    }
+    letters = next(tap.shape for tap in taps(spec) if tap.name == name).split()
+    return tuple(sizes[letter] for letter in letters if letter not in ("T", "n"))
 
 
 def _inside(prefix: str, entries: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vitral.native.features import InstructionSet, available, choose, instruction_sets
 from vitral.native.kernels import Packed, matmul, pack, quantise_rows, rows_of, unpack
-from vitral.native.model import Cache, NativeModel, argmax, top_n
+from vitral.native.model import Cache, NativeModel, argmax, top_n, top_rows
 from vitral.native.selftest import self_test
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "rows_of",
     "self_test",
     "top_n",
+    "top_rows",
     "unpack",
 ]

@@ -11,7 +11,7 @@ from vitral.model.law import F32, LowRank
 from vitral.model.spec import ModelSpec
 from vitral.native import _core
 
-__all__ = ["Cache", "NativeModel", "OnTap", "argmax", "top_n"]
+__all__ = ["Cache", "NativeModel", "OnTap", "argmax", "top_n", "top_rows"]
 
 Cache = _core.Cache
 """Keys and values in pages: `.n_pages`, `.page_size` (positions), `.nbytes`, `.copy_page(from, to)`."""
@@ -41,6 +41,7 @@ class NativeModel:
             "norm_eps": spec.norm_eps,
             "tied_embeddings": spec.tied_embeddings,
         }
+        self.spec = spec
         self._model = _core.Model(config, isa, threads)
 
     @property
@@ -83,16 +84,19 @@ class NativeModel:
         taps: Sequence[str] = (),
         on_tap: OnTap | None = None,
         adapters: I32 | None = None,
+        attention_of: Sequence[int] | None = None,
     ) -> F32:
         """Logits (R, V) of the wanted tokens (R,) of a step of T tokens.
 
         ids, positions and sequence are (T,); `sequence` is a row of page_table (B, P). Tokens of one
         sequence are consecutive. Values whose names are in `taps` are shown to `on_tap`, which may
         write to them. `adapters` (T,) are the numbers of the tokens' adapters, -1 for none. ValueError
-        names what does not fit.
+        names what does not fit. Scores and patterns are shown of the sequences `attention_of`, None for all;
+        the others go the faster way, to the same bits.
         """
+        seen = list(range(len(page_table))) if attention_of is None else list(attention_of)
         which = np.empty(0, np.int32) if adapters is None else adapters
-        return self._model.forward(cache, ids, positions, sequence, page_table, wanted, list(taps), on_tap, which)
+        return self._model.forward(cache, ids, positions, sequence, page_table, wanted, list(taps), on_tap, which, seen)
 
     def set_adapter(self, id: int, parts: Mapping[str, LowRank]) -> None:
         """Load an adapter under a number from 0; its parts by the canonical names of the matrices they add to."""
@@ -122,3 +126,12 @@ def top_n(logits: F32, n: int) -> I32:
     [1, 2]
     """
     return _core.top_n(np.ascontiguousarray(logits), n)
+
+
+def top_rows(x: F32, n: int) -> I32:
+    """Columns of the n largest of each row, (R, n) of (R, V), largest first; of equals the lower first.
+
+    >>> top_rows(np.array([[1, 3, 3], [9, 0, 1]], np.float32), 2).tolist()
+    [[1, 2], [0, 2]]
+    """
+    return _core.top_rows(np.ascontiguousarray(x, np.float32), n)

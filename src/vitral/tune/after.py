@@ -19,8 +19,7 @@ from vitral.tune.kept import Kept, measure_kept
 from vitral.tune.lora_plan import LoraPlan
 from vitral.tune.prepare import Prepared, prepare
 from vitral.tune.recipe import read_recipe
-from vitral.tune.record import read_record
-from vitral.tune.run import ADAPTER, MODEL
+from vitral.tune.record import ADAPTER, MODEL, read_record
 
 __all__ = ["Exported", "Form", "export_run", "summary"]
 
@@ -50,6 +49,8 @@ def export_run(
     record = read_record(folder)
     if not record.get("finished"):
         raise TuneError(f"{folder} has not finished; resume it: vitral tune resume {folder}")
+    if record["recipe"]["method"]["loss"] == "reward":
+        raise TuneError(f"{folder} is a reward model, which scores and writes nothing; name it as method.reward_model")
     if path.exists():
         raise TuneError(f"{path} is there already; give another path")
     if type is not None and form not in ("gguf", "safetensors"):

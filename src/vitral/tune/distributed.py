@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["begin", "end", "is_first", "rank", "share_of", "summed", "world_size"]
+__all__ = ["begin", "end", "is_first", "rank", "share_of", "summed", "summed_numbers", "world_size"]
 
 T = TypeVar("T")
 
@@ -73,3 +73,16 @@ def summed(parameters: Sequence[Tensor], loss: float, metrics: dict[str, float])
     dist.all_gather_object(everyone, (loss, metrics))
     names = sorted({name for _, more in everyone for name in more})
     return sum(one for one, _ in everyone), {name: sum(more.get(name, 0.0) for _, more in everyone) for name in names}
+
+
+def summed_numbers(*numbers: float) -> list[float]:
+    """Each number summed over all processes.
+
+    >>> summed_numbers(2.0, 3.0)
+    [2.0, 3.0]
+    """
+    if world_size() == 1:
+        return list(numbers)
+    total = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(total)
+    return [float(number) for number in total]

@@ -23,6 +23,8 @@ from vitral.tune.losses.dpo import Dpo
 from vitral.tune.losses.grpo import Grpo
 from vitral.tune.losses.kto import Kto
 from vitral.tune.losses.orpo import Orpo
+from vitral.tune.losses.ppo import Ppo
+from vitral.tune.losses.reward import RewardRanking
 from vitral.tune.losses.sft import Sft
 from vitral.tune.recipe import MethodPart, Recipe
 from vitral.tune.source import Order, check_shape
@@ -79,7 +81,7 @@ def prepare(recipe: Recipe) -> Prepared:
 def loss_of(method: MethodPart) -> Loss:
     """The loss that a recipe names."""
     match method.loss:
-        case "sft":
+        case "sft" | "rejection":
             return Sft()
         case "dpo":
             return Dpo(method.beta)
@@ -91,6 +93,10 @@ def loss_of(method: MethodPart) -> Loss:
             return Kto(method.beta)
         case "grpo":
             return Grpo(beta=method.beta)
+        case "ppo":
+            return Ppo()
+        case "reward":
+            return RewardRanking()
         case "distil":
             return Distil(method.temperature)
 
@@ -124,5 +130,7 @@ def _estimate(recipe: Recipe, base: Checkpoint, train: DataSet, steps: int, loss
         run_tokens=round(tokens / max(len(items), 1) * recipe.run.batch * steps),
         supervised_share=share,
         recompute=recipe.run.recompute,
-        references=int(loss.needs_reference and (full or recipe.method.loss == "distil")),
+        references=int(
+            (loss.needs_reference or recipe.method.loss == "ppo") and (full or recipe.method.loss == "distil")
+        ),
     )

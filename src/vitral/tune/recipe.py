@@ -57,11 +57,12 @@ class DataPart:
 class MethodPart:
     """The loss and its numbers; `teacher` is the larger model of distil, `tune` says what is trained.
 
-    For grpo: each question is answered `group` times with at most `answer_tokens` tokens by the model itself,
-    and `reward` says how an answer is verified: by its last number, by being exact, or by what it contains.
+    For grpo, ppo and rejection: each question is answered `group` times with at most `answer_tokens` tokens by
+    the model itself, and learnt from `updates` times. `reward` says how an answer is judged: by its last number,
+    by being exact, by what it contains, or by the `reward_model`, the folder of a run of the loss reward.
     """
 
-    loss: Literal["sft", "dpo", "ipo", "orpo", "kto", "distil", "grpo"] = "sft"
+    loss: Literal["sft", "dpo", "ipo", "orpo", "kto", "distil", "reward", "grpo", "ppo", "rejection"] = "sft"
     tune: Literal["lora", "full"] = "lora"
     beta: float = 0.1
     temperature: float = 1.0
@@ -69,9 +70,11 @@ class MethodPart:
     router: bool = False
     balance: float = 0.0
     router_z: float = 0.0
-    reward: Literal["number", "exact", "contains"] = "number"
+    reward: Literal["number", "exact", "contains", "model"] = "number"
+    reward_model: str = ""
     group: int = 8
     answer_tokens: int = 64
+    updates: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ class Recipe:
         for name, value, low in (
             ("run.batch", run.batch, 1), ("run.piece_tokens", run.piece_tokens, 1), ("run.steps", run.steps, 0),
             ("run.evaluate_every", run.evaluate_every, 1), ("run.save_every", run.save_every, 1),
-            ("method.group", method.group, 2), ("method.answer_tokens", method.answer_tokens, 1),
+            ("method.group", method.group, 1 if method.loss == "ppo" else 2),
+            ("method.answer_tokens", method.answer_tokens, 1), ("method.updates", method.updates, 1),
             ("run.patience", run.patience, 0), ("data.context", data.context, 2),
         ):  # fmt: skip
             if value < low:
@@ -134,6 +138,8 @@ class Recipe:
             raise RecipeError("data.train is empty; name at least one file or folder")
         if (method.loss == "distil") != bool(method.teacher):
             raise RecipeError("method.teacher belongs to the loss distil, which needs it")
+        if (method.reward == "model") != bool(method.reward_model):
+            raise RecipeError('method.reward_model belongs to method.reward = "model", which needs it')
         if run.patience and not (data.test or data.hold_out):
             raise RecipeError("run.patience needs test data; give data.test or data.hold_out")
 
@@ -164,7 +170,7 @@ def parse_recipe(values: Mapping[str, Any], folder: Path = Path()) -> Recipe:
         if isinstance(data.get(key), list):
             data[key] = [str(folder / name) if isinstance(name, str) else name for name in data[key]]
     named = {"data": data} if data else {}
-    for part, keys in (("model", ("base", "adapter")), ("method", ("teacher",))):
+    for part, keys in (("model", ("base", "adapter")), ("method", ("teacher", "reward_model"))):
         if isinstance(values.get(part), Mapping):
             named[part] = {**values[part], **_paths(values[part], keys, folder)}
     return _made(Recipe, {**values, **named}, "")

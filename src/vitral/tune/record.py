@@ -18,9 +18,10 @@ from vitral.errors import TuneError
 from vitral.formats.json_text import read_object
 from vitral.tune.prepare import Prepared
 
-__all__ = ["RECORD", "begin_record", "check_same", "read_log", "read_record", "write_record"]
+__all__ = ["ADAPTER", "LOG", "MODEL", "RECORD", "begin_record", "check_same", "read_log", "read_record", "write_record"]
 
 RECORD, LOG = "record.json", "log.jsonl"
+ADAPTER, MODEL = "adapter", "model"  # what a run leaves: one of the two
 _DECIDES = ("recipe", "base_digest", "tokenizer_digest", "template_digest", "data", "precision", "processes")
 
 

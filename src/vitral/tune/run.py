@@ -27,11 +27,13 @@ from vitral.tune.data.load import Item
 from vitral.tune.export import write_merged
 from vitral.tune.forgetting import Probes, make_probes, make_replay
 from vitral.tune.forward import Transformer, load_model
+from vitral.tune.judges import Judge, RewardModel, Verifier, new_head, save_head
+from vitral.tune.lessons import BestOfGroup, GroupLesson, Lesson, ValueLesson
 from vitral.tune.lora_plan import LoraPlan
 from vitral.tune.policy import Policy, Precision
 from vitral.tune.prepare import Prepared, prepare
 from vitral.tune.recipe import Recipe, recipe_toml
-from vitral.tune.record import LOG, begin_record, check_same, read_record, write_record
+from vitral.tune.record import ADAPTER, LOG, MODEL, begin_record, check_same, read_record, write_record
 from vitral.tune.rewards import REWARDS
 from vitral.tune.rollouts import Rollouts
 from vitral.tune.served import engine_of
@@ -41,7 +43,8 @@ from vitral.tune.trainer import Plan, StepReport, Trainer
 
 __all__ = ["Evaluation", "Event", "Rehearsal", "Result", "run_recipe"]
 
-STATE, ADAPTER, MODEL = "state.pt", "adapter", "model"
+STATE = "state.pt"
+_SAMPLED = ("grpo", "ppo", "rejection")  # losses over answers that the policy gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +133,15 @@ class _Run:
         self.reference = self._reference()
         self.probes, replay = self._probes()
         watch = bool(recipe.method.balance or recipe.method.router_z)
-        policy = Policy(self.model, self.precision, watch_routing=watch)
+        self.head = new_head(prepared.base.spec.dim) if recipe.method.loss in ("reward", "ppo") else None
+        policy = Policy(self.model, self.precision, self.head, watch)
         run = recipe.run
         numbers = Plan(prepared.n_steps, run.learning_rate, run.schedule, run.warmup, run.weight_decay, run.clip,
                        recipe.method.balance, recipe.method.router_z)  # fmt: skip
         self.trainer = Trainer(policy, self.reference, prepared.loss, numbers)
         self.source: _DataSource | Rollouts = (
-            self._rollouts()
-            if recipe.method.loss == "grpo"
+            self._rollouts(policy)
+            if recipe.method.loss in _SAMPLED
             else _DataSource(
                 prepared.train.items, Order(len(prepared.train.items), run.batch, run.seed), prepared, replay
             )
@@ -172,6 +176,7 @@ class _Run:
     def _train(self) -> str:
         run, steps = self.prepared.recipe.run, self.prepared.n_steps
         with _interruptible() as interrupted:
+            saved = self.trainer.step
             while self.trainer.step < steps:
                 report = self.trainer.run_step(self.source)
                 if isinstance(self.source, Rollouts):
@@ -183,16 +188,18 @@ class _Run:
                     if self._out_of_patience():
                         self._save()
                         return "patience"
-                if step % run.save_every == 0 or step == steps or interrupted():
+                whole = not isinstance(self.source, Rollouts) or self.source.begins(step)
+                if step == steps or (whole and (step // run.save_every > saved // run.save_every or interrupted())):
                     self._save()
-                if interrupted() and step < steps:
+                    saved = step
+                if interrupted() and whole and step < steps:
                     raise KeyboardInterrupt
         return "finished"
 
     # --- before -------------------------------------------------------------------------------
 
     def _reference(self) -> Policy | None:
-        if not self.prepared.loss.needs_reference:
+        if not self.prepared.loss.needs_reference and self.prepared.recipe.method.loss != "ppo":
             return None
         if self.prepared.recipe.method.loss != "distil":
             return Policy(frozen_copy(self.model), self.precision)
@@ -213,19 +220,35 @@ class _Run:
         rows = make_replay(tokenizer, engine, context) if run.replay else []
         return probes, [Item(Plain("the base's own answer", ""), (row,)) for row in rows]
 
-    def _rollouts(self) -> Rollouts:
+    def _rollouts(self, policy: Policy) -> Rollouts:
         recipe = self.prepared.recipe
-        if recipe.data.test or recipe.data.hold_out:
-            raise TuneError("grpo is measured by the reward of its own answers; leave data.test and data.hold_out out")
         method, run, items = recipe.method, recipe.run, self.prepared.train.items
-        return Rollouts(self.model, self.prepared.base, self.prepared.tokenizer, items, Order(len(items), run.batch, run.seed),
-                        REWARDS[method.reward], method.group, method.answer_tokens, run.piece_tokens, recipe.data.context)  # fmt: skip
+        if recipe.data.test or recipe.data.hold_out:
+            raise TuneError(
+                f"{method.loss} is measured by the reward of its own answers; leave data.test and data.hold_out out"
+            )
+        judge: Judge = (
+            RewardModel(Path(method.reward_model), self.prepared.tokenizer, self.precision)
+            if method.reward == "model"
+            else Verifier(REWARDS[method.reward], self.prepared.tokenizer)
+        )
+        lesson: Lesson = GroupLesson(method.group)
+        if method.loss == "rejection":
+            lesson = BestOfGroup(method.group)
+        elif method.loss == "ppo":
+            assert self.reference is not None, "made above for ppo"
+            lesson = ValueLesson(policy, self.reference, method.beta)
+        return Rollouts(self.model, self.prepared.base, self.prepared.tokenizer, items, Order(len(items), run.batch, run.seed), judge,
+                        lesson, method.group, method.answer_tokens, run.piece_tokens, recipe.data.context, method.updates)  # fmt: skip
 
     def _rehearse(self) -> Rehearsal:
         """The largest piece in the whole run; the random numbers are put back, so the run is the same without it."""
         sampled = isinstance(self.source, Rollouts)  # whose answers are not known before their step
         steps = range(1 if sampled else min(self.prepared.n_steps, self.source.order.steps_per_epoch))
-        largest = max((b for s in steps for b in self.source.batches(s)), key=lambda batch: len(batch.packed.ids))
+        pieces = [batch for step in steps for batch in self.source.batches(step)]
+        if not pieces:  # no answer was better than another
+            return Rehearsal(self.prepared.n_steps, 0, 0.0, _peak_bytes(), self.prepared.estimate.total_bytes)
+        largest = max(pieces, key=lambda batch: len(batch.packed.ids))
         state = torch.get_rng_state()
         began = time.perf_counter()
         self.model.train()
@@ -256,7 +279,7 @@ class _Run:
         if not patience or last.test_loss is None:
             return False
         if self.best is None or last.test_loss < self.best[0]:
-            kept = {name: p.detach().clone() for name, p in trained_parameters(self.model).items()}
+            kept = {name: p.detach().clone() for name, p in trained_parameters(self.model, self.head).items()}
             self.best = (last.test_loss, last.step, kept)
         since = sum(1 for e in self.evaluations if e.step > self.best[1])
         return since >= patience
@@ -264,7 +287,7 @@ class _Run:
     def _put_back_best(self) -> None:
         assert self.best is not None, "patience ends only after an evaluation"
         with torch.no_grad():
-            for name, parameter in trained_parameters(self.model).items():
+            for name, parameter in trained_parameters(self.model, self.head).items():
                 parameter.copy_(self.best[2][name])
         self.evaluations.append(self._evaluate())
 
@@ -279,10 +302,10 @@ class _Run:
         if distributed.is_first():
             facts = {"step": self.trainer.step, "evaluations": [asdict(e) for e in self.evaluations]}
             facts["best"] = list(self.best) if self.best is not None else []
-            save_state(self.folder / STATE, self.model, self.trainer.optimizer, facts)
+            save_state(self.folder / STATE, trained_parameters(self.model, self.head), self.trainer.optimizer, facts)
 
     def _resume(self) -> None:
-        facts = load_state(self.folder / STATE, self.model, self.trainer.optimizer)
+        facts = load_state(self.folder / STATE, trained_parameters(self.model, self.head), self.trainer.optimizer)
         self.trainer.step = facts["step"]
         self.evaluations = [Evaluation(**e) for e in facts["evaluations"]]
         if facts["best"]:
@@ -304,6 +327,8 @@ class _Run:
                 write_merged(self.model, self.prepared.base, folder, "safetensors",
                              tokenizer=tokenizer_files(self.prepared.base.path, "safetensors"))  # fmt: skip
                 (folder / "vitral.json").write_text(json.dumps(self._lineage(record), indent=2, default=str) + "\n")
+            if self.head is not None and self.prepared.recipe.method.loss == "reward":
+                save_head(self.head, folder)
         return folder
 
     def _lineage(self, record: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from vitral.tune.losses import Unit
 
 __all__ = ["Order", "batches_of", "check_shape"]
 
-_SHAPES = {"dpo": Pair, "ipo": Pair, "orpo": Pair, "kto": Rated, "grpo": Task}
+_PAIRED = ("dpo", "ipo", "orpo", "reward")
+_SHAPES = dict.fromkeys(_PAIRED, Pair) | {"kto": Rated} | dict.fromkeys(("grpo", "ppo", "rejection"), Task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,12 @@ def _pieces(items: Sequence[Item], piece_tokens: int) -> list[list[Item]]:
 
 
 def _batch(items: list[Item], loss: str, total: float) -> Batch:
-    if loss in ("dpo", "ipo", "orpo"):
+    if loss in _PAIRED:
         rows = [item.rows[0] for item in items] + [item.rows[1] for item in items]
-        return Batch.of(rows, total)
+        if loss != "reward":
+            return Batch.of(rows, total)
+        margin = torch.tensor([item.example.margin for item in items if isinstance(item.example, Pair)])
+        return Batch.of(rows, total, {"margin": margin})
     if loss == "kto":
         rows = [item.rows[0] for item in items]
         others = [_answered_by(rows[i], rows[i - 1]) for i in range(len(rows))]

@@ -17,18 +17,21 @@ from vitral.errors import TuneError
 __all__ = ["load_state", "save_state", "trained_parameters"]
 
 
-def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that are trained, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+def trained_parameters(model: nn.Module, head: nn.Module | None = None) -> dict[str, Tensor]:
+    """Parameters that are trained, by name; those of a head begin with `head.`."""
+    found: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return found | ({f"head.{name}": p for name, p in head.named_parameters()} if head is not None else {})
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
+def save_state(
+    path: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]
+) -> None:
     """Write the state under another name and then in place: there is always one that is whole.
 
     Raises TuneError where the disk is full or cannot be written; the state before is then still there.
     """
     content = {
-        "parameters": {name: p.detach() for name, p in trained_parameters(model).items()},
+        "parameters": {name: p.detach() for name, p in trained.items()},
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
         "facts": dict(facts),
@@ -50,7 +53,7 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, f
             partial.unlink(missing_ok=True)
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_state(path: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a state back and return its facts. Raises TuneError if it is not of this model."""
     try:
         content = torch.load(path, weights_only=True)
@@ -58,12 +61,11 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         raise TuneError(f"{path} does not exist: no step of this run was saved; start it anew") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TuneError(f"{path} is no state of a run, or a broken one: {str(error)[:200]}") from None
-    mine = trained_parameters(model)
     stored: Mapping[str, Tensor] = content["parameters"]
-    if {n: p.shape for n, p in mine.items()} != {n: p.shape for n, p in stored.items()}:
+    if {n: p.shape for n, p in trained.items()} != {n: p.shape for n, p in stored.items()}:
         raise TuneError(f"{path} holds other trained parameters than this recipe trains; it belongs to another run")
     with torch.no_grad():
-        for name, parameter in mine.items():
+        for name, parameter in trained.items():
             parameter.copy_(stored[name])
     optimizer.load_state_dict(content["optimizer"])
     torch.set_rng_state(content["random"])

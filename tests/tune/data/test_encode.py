@@ -133,3 +133,12 @@ def test_the_page_shows_all_of_the_text_and_runs_none_of_it(tmp_path: Path, byte
 def test_a_row_that_cannot_be_learnt_from_is_no_row(ids: tuple[int, ...], marks: tuple[bool, ...]) -> None:
     with pytest.raises(ValueError, match="token|mark"):
         Row(ids, marks)
+
+
+def test_each_window_of_a_long_text_is_an_item_of_its_own(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A book is many items: a step takes some of its windows, not all of it at once."""
+    (tmp_path / "book.txt").write_text("The heron waits by the weir. " * 40)
+    found = load_data([tmp_path / "book.txt"], byte_tokenizer, 50)
+    assert len(found.items) > 10 and not found.problems
+    assert all(len(item.rows) == 1 and item.n_tokens <= 50 for item in found.items)
+    assert found.items[1].example.place == "book.txt:1, window 2"

@@ -12,7 +12,7 @@ from vitral.errors import DataError
 from vitral.tokenizer.tokenizer import Tokenizer
 from vitral.tune.batch import Row
 from vitral.tune.data.encode import Turns, encode
-from vitral.tune.data.examples import Example
+from vitral.tune.data.examples import Example, Plain
 from vitral.tune.data.read import files_of, read_records
 from vitral.tune.data.shapes import parse, shape_of
 
@@ -85,10 +85,21 @@ def load_data(
                 found.shape = found.shape or shape_of(record)
                 example = parse(place, record, found.shape, as_chat)
                 rows = tuple(encode(example, tokenizer, turns, context))
-                _take(found, Item(example, rows), context, too_long)
+                for item in _windows(example, rows, tokenizer) if isinstance(example, Plain) else [Item(example, rows)]:
+                    _take(found, item, context, too_long)
             except DataError as error:
                 found.problems.append((place, str(error)))
     return found
+
+
+def _windows(text: Plain, rows: tuple[Row, ...], tokenizer: Tokenizer) -> list[Item]:
+    """Each window of a long text is an item of its own: shuffled, held out and cut into steps like any other."""
+    if len(rows) <= 1:
+        return [Item(text, rows)]
+    return [
+        Item(Plain(f"{text.place}, window {n}", tokenizer.decode(row.ids, skip_special=True)), (row,))
+        for n, row in enumerate(rows, 1)
+    ]
 
 
 def _take(found: DataSet, item: Item, context: int, too_long: TooLong) -> None:

@@ -1,0 +1,279 @@
+"""Which values a request shows and changes, and how a step's values find their requests.
+
+A batch has rows of many requests. `StepTaps` cuts every value that the model shows into the rows of
+each request, lets its interventions change them in place, and keeps what it watches; the rows of other
+requests are not touched. `deliver` hands over what was kept once the step has succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitral.engine.interventions import Intervention, check_interventions
+from vitral.errors import RequestError
+from vitral.formats.bounds import nearest
+from vitral.model.reference import OnTap
+from vitral.model.spec import ModelSpec
+from vitral.model.taps import is_attention, row_shape, taps
+
+if TYPE_CHECKING:
+    from vitral.engine.scheduler import Chunk
+
+__all__ = ["OnValue", "StepTaps", "TapPlan", "Watch", "reference_taps"]
+
+Array = NDArray[Any]
+OnValue = Callable[[str, NDArray[np.int64], Array], None]
+"""Sees a tap's name, the absolute positions of the rows (n,) and the rows (n, ...); of attention (H, n, S)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What to show: taps by full names or patterns (`blocks.*.hook_resid_post`), and how much of them.
+
+    positions: absolute ones; None for all, those of the answer too. since: only from this one on.
+    heads, columns: entries of the head axis and of the last axis (of `unembed.hook_out`: token ids).
+    top: only the largest of the last axis, largest first; their columns come as `NAME.indices` (int32).
+
+    >>> Watch(("blocks.*.attn.hook_pattern",), top=8).top
+    8
+    """
+
+    names: tuple[str, ...]
+    positions: tuple[int, ...] | None = None
+    since: int = 0
+    heads: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+    top: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.names, str) or not self.names or not all(isinstance(name, str) for name in self.names):
+            raise RequestError(
+                f"a watch has the names {self.names!r:.60}; allowed: names or patterns of taps, at least one"
+            )
+        for what in ("positions", "heads", "columns"):
+            some = getattr(self, what)
+            if some is not None and not all(isinstance(n, int) and n >= 0 for n in some):
+                raise RequestError(f"a watch has {what} {some!r:.60}; allowed: whole numbers from 0")
+        if self.top is not None and (isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1):
+            raise RequestError(f"top is {self.top!r}; allowed: a whole number from 1, or none")
+
+    def resolve(self, spec: ModelSpec) -> list[str]:
+        """The full names in the model's order; RequestError for a name or pattern without a tap."""
+        known = [tap.name for tap in taps(spec)]
+        found: set[str] = set()
+        for pattern in self.names:
+            some = {pattern} if pattern in known else {name for name in known if fnmatchcase(name, pattern)}
+            if not some:
+                near = nearest(pattern, known)
+                raise RequestError(f"no tap is called {pattern!r:.60}" + (f"; the nearest is {near}" if near else ""))
+            found |= some
+        for name in found if self.heads is not None or self.columns is not None else ():
+            shape = row_shape(spec, name)
+            if self.heads is not None and (len(shape) != 2 or max(self.heads, default=0) >= shape[0]):
+                raise RequestError(f"{name} has no heads {list(self.heads)}; one token's shape is {list(shape)}")
+            if self.columns is not None and not is_attention(name) and max(self.columns, default=0) >= shape[-1]:
+                raise RequestError(f"{name} has no columns {list(self.columns)[:5]}; allowed: 0 to {shape[-1] - 1}")
+        return [name for name in known if name in found]
+
+    def wants(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these positions are watched."""
+        mine = positions >= self.since
+        return mine if self.positions is None else mine & np.isin(positions, self.positions)
+
+    def first_from(self, position: int) -> int | None:
+        """The first watched position from this one on."""
+        first = max(position, self.since)
+        if self.positions is None:
+            return first
+        return min((p for p in self.positions if p >= first), default=None)
+
+    def reduce(self, name: str, rows: Array) -> Iterable[tuple[str, Array]]:
+        """Copies of what is asked of rows (n, ...) or (H, n, S)."""
+        if self.heads is not None:
+            rows = rows[list(self.heads)] if is_attention(name) else rows[:, list(self.heads)]
+        if self.columns is not None:
+            rows = rows[..., [c for c in self.columns if c < rows.shape[-1]]]
+        if self.top is None:
+            yield name, np.array(rows)
+            return
+        from vitral.native import top_rows  # the rest of the engine needs no C++
+
+        indices = top_rows(rows.reshape(-1, rows.shape[-1]), self.top).reshape(*rows.shape[:-1], -1)
+        yield name, np.take_along_axis(rows, indices, axis=-1)
+        names = indices if self.columns is None else np.array(self.columns, np.int32)[indices]
+        yield name + ".indices", names.astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class TapPlan:
+    """A request's watches and interventions by the full names of their taps, checked against the model."""
+
+    watched: dict[str, list[Watch]]
+    changed: dict[str, list[Intervention]]
+    on_value: OnValue | None = None
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec,
+        watches: Sequence[Watch],
+        interventions: Sequence[Intervention],
+        on_value: OnValue | None,
+    ) -> TapPlan:
+        """RequestError for what the model has not, and for values that nobody would see."""
+        if (on_value is None) != (not watches):
+            raise RequestError("a watch and on_value go together; give both or neither")
+        check_interventions(interventions, spec)
+        watched: dict[str, list[Watch]] = {}
+        for watch in watches:
+            for name in watch.resolve(spec):
+                watched.setdefault(name, []).append(watch)
+        changed: dict[str, list[Intervention]] = {}
+        for intervention in interventions:
+            changed.setdefault(intervention.target, []).append(intervention)
+        return cls(watched, changed, on_value)
+
+    @property
+    def names(self) -> set[str]:
+        """The taps that the model has to show."""
+        names = self.watched.keys() | self.changed.keys()
+        return names | {_indices_of(name) for name in names if _needs_indices(name)}
+
+    @property
+    def watches_every_logit(self) -> bool:
+        """Whether a tap behind the last block is watched: it exists for positions whose logits are computed."""
+        return any(_is_final(name) for name in self.watched)
+
+    def first_watched(self, position: int) -> int | None:
+        """The first position from this one on that somebody watches."""
+        firsts = [w.first_from(position) for some in self.watched.values() for w in some]
+        return min((first for first in firsts if first is not None), default=None)
+
+
+@dataclass(slots=True)
+class StepTaps:
+    """The taps of one step. `names` is what the model shows, `on_tap` what it calls."""
+
+    chunks: Sequence[Chunk]
+    kept: list[list[tuple[str, NDArray[np.int64], Array]]] = field(init=False)
+    names: set[str] = field(init=False)
+    attention_of: set[int] = field(init=False)  # chunks whose scores or patterns somebody wants
+    _chosen: Array | None = None  # experts of the layer (T, k)
+
+    def __post_init__(self) -> None:
+        self.kept = [[] for _ in self.chunks]
+        self.names = set()
+        self.attention_of = set()
+        for number, chunk in enumerate(self.chunks):
+            plan = chunk.request.tap_plan
+            if plan is not None:
+                self.names |= plan.names
+                if any(is_attention(name) for name in plan.names):
+                    self.attention_of.add(number)
+
+    def on_tap(self, name: str, value: Array, sequence: int) -> None:
+        """Change and keep rows of a value of the whole batch, or of one chunk's attention."""
+        if name.endswith("hook_expert_indices"):
+            self._chosen = value
+        first = 0
+        for number, chunk in enumerate(self.chunks):
+            n = len(chunk.wanted) if _is_final(name) else chunk.count
+            rows = slice(first, first + n)
+            first += n
+            plan = chunk.request.tap_plan
+            if plan is None or (name not in plan.watched and name not in plan.changed):
+                continue
+            if is_attention(name):
+                if sequence == number:
+                    self._row(number, name, np.arange(chunk.start, chunk.end), value)
+            elif ".experts." in name:
+                self._expert(number, name, value, rows)
+            else:
+                positions = np.array(chunk.wanted) if _is_final(name) else np.arange(chunk.start, chunk.end)
+                chosen = (
+                    self._chosen[rows]
+                    if name.endswith("hook_expert_weights_topk") and self._chosen is not None
+                    else None
+                )
+                self._row(number, name, positions, value[rows], chosen)
+
+    def deliver(self, number: int) -> None:
+        """Hand what was kept of a chunk to its request. What the receiver raises ends that request alone."""
+        plan = self.chunks[number].request.tap_plan
+        if plan is not None and plan.on_value is not None:
+            for name, positions, rows in self.kept[number]:
+                plan.on_value(name, positions, rows)
+
+    def _expert(self, number: int, name: str, value: Array, rows: slice) -> None:
+        """An expert's rows are those of the tokens that chose it, in their order."""
+        assert self._chosen is not None, "expert taps bring the chosen experts along"
+        expert = int(name.split(".experts.")[1].split(".")[0])
+        tokens = np.nonzero(self._chosen == expert)[0]
+        mine = np.flatnonzero((tokens >= rows.start) & (tokens < rows.stop))
+        if len(mine):  # a request's tokens are consecutive, so are its rows
+            start = self.chunks[number].start - rows.start
+            self._row(number, name, (tokens[mine] + start).astype(np.int64), value[mine[0] : mine[-1] + 1])
+
+    def _row(
+        self, number: int, name: str, positions: NDArray[np.int64], value: Array, chosen: Array | None = None
+    ) -> None:
+        request = self.chunks[number].request
+        plan = request.tap_plan
+        assert plan is not None
+        for intervention in plan.changed.get(name, ()):
+            intervention.apply(positions, value, chosen)
+        for watch in plan.watched.get(name, ()):
+            mine = watch.wants(positions) & (positions >= request.observed)
+            if mine.any():
+                some = value if mine.all() else value[:, mine] if is_attention(name) else value[mine]
+                self.kept[number] += [(label, positions[mine], rows) for label, rows in watch.reduce(name, some)]
+
+
+def reference_taps(
+    interventions: Collection[Intervention],
+    start: int = 0,
+    see: Callable[[str, Array], None] | None = None,
+) -> OnTap:
+    """The same interventions for `Reference.forward`, whose first token is at position `start`; `see` sees the values.
+
+    >>> reference_taps([Intervention("zero", tap="hook_embed")])("hook_embed", np.ones((1, 2), np.float32)).tolist()
+    [[0.0, 0.0]]
+    """
+    chosen: list[Array] = []
+
+    def on_tap(name: str, value: Array) -> Array:
+        n = value.shape[1] if is_attention(name) else len(value)
+        positions = np.arange(start, start + n)
+        if ".experts." in name:
+            expert = int(name.split(".experts.")[1].split(".")[0])
+            positions = start + np.nonzero(chosen[-1] == expert)[0]
+        changed = value.copy()
+        for intervention in interventions:
+            if intervention.target == name:
+                rows = chosen[-1] if name.endswith("hook_expert_weights_topk") else None
+                intervention.apply(positions, changed, rows)
+        if name.endswith("hook_expert_indices"):
+            chosen.append(changed)
+        if see is not None:
+            see(name, changed)
+        return changed
+
+    return on_tap
+
+
+def _is_final(name: str) -> bool:
+    return name.startswith(("ln_final.", "unembed."))
+
+
+def _needs_indices(name: str) -> bool:
+    return ".experts." in name or name.endswith("hook_expert_weights_topk")
+
+
+def _indices_of(name: str) -> str:
+    return name[: name.index(".mlp.")] + ".mlp.hook_expert_indices"
