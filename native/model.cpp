@@ -166,6 +166,30 @@ void Model::forward(Cache& cache, const Step& step, const Taps* taps, float* log
   run.tap("", "unembed.hook_out", logits, {step.n_wanted, c.vocab_size});
 }
 
+std::pair<int64_t, int64_t> Model::shape_of(const std::string& name) const {
+  auto found = matrices_.find(name);
+  if (found == matrices_.end()) refuse("no weight is called " + name);
+  return {found->second.rows, found->second.cols};
+}
+
+// Rows in blocks of 256, ascending in each; then the blocks in order: the same sums with any number of threads.
+void Model::project_back(const std::string& name, const float* x, int64_t n, float* out) {
+  constexpr int64_t kRows = 256;
+  const Matrix& m = matrices_.at(name);
+  const int64_t blocks = (m.rows + kRows - 1) / kRows, size = n * m.cols;
+  std::vector<float> sums(blocks * size, 0.0f);
+  pool_.split(blocks, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> row(m.cols);
+    for (int64_t b = begin; b < end; ++b)
+      for (int64_t r = b * kRows; r < std::min((b + 1) * kRows, m.rows); ++r) {
+        kernels_.row[m.type](m, r, row.data());
+        for (int64_t t = 0; t < n; ++t) kernels_.add_scaled(row.data(), x[t * m.rows + r], m.cols, sums.data() + b * size + t * m.cols);
+      }
+  });
+  std::fill(out, out + size, 0.0f);
+  for (int64_t b = 0; b < blocks; ++b) kernels_.add(out, sums.data() + b * size, size, out);
+}
+
 void Model::embed(Run& run) {
   const int64_t dim = config_.dim;
   pool_.split(run.T, [&](int64_t begin, int64_t end, int) {

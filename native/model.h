@@ -4,6 +4,7 @@
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "adapters.h"
@@ -49,6 +50,9 @@ class Model {
   void set_adapter(int32_t id, const std::vector<AdapterPart>& parts);
   void remove_adapter(int32_t id);
   void forward(Cache& cache, const Step& step, const Taps* taps, float* logits);
+  // A matrix read backwards: x (n, rows) times W (rows, cols) into out (n, cols), by dequantised rows.
+  void project_back(const std::string& name, const float* x, int64_t n, float* out);
+  std::pair<int64_t, int64_t> shape_of(const std::string& name) const;
 
   const Config& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }

@@ -100,6 +100,18 @@ void remove_adapter(Door& door, int32_t id) {
   door.model.remove_adapter(id);
 }
 
+nb::ndarray<nb::numpy, float> project_back(Door& door, const std::string& name, In<float, 2> x) {
+  const auto [rows, cols] = door.model.shape_of(name);
+  if (static_cast<int64_t>(x.shape(1)) != rows)
+    throw std::invalid_argument("x has " + std::to_string(x.shape(1)) + " columns; " + name + " has " + std::to_string(rows) + " rows");
+  float* out;
+  auto result = make_array<float, 2>({x.shape(0), static_cast<size_t>(cols)}, &out);
+  nb::gil_scoped_release released;
+  std::lock_guard<std::mutex> lock(door.mutex);
+  door.model.project_back(name, x.data(), x.shape(0), out);
+  return result;
+}
+
 void set_rope(Door& door, In<float, 2> cos, In<float, 2> sin) {
   const size_t half = door.model.config().head_dim / 2;
   if (cos.shape(1) != half || sin.shape(1) != half || cos.shape(0) != sin.shape(0))
@@ -172,6 +184,7 @@ void bind_model(nb::module_& m) {
       .def("forward", &forward, nb::arg("cache"), nb::arg("ids"), nb::arg("positions"), nb::arg("sequences"), nb::arg("pages"),
            nb::arg("wanted"), nb::arg("taps"), nb::arg("on_tap").none(), nb::arg("adapters"), nb::arg("attention_of"))
       .def("set_adapter", &set_adapter, nb::arg("id"), nb::arg("names"), nb::arg("a"), nb::arg("b"), nb::arg("scales"))
+      .def("project_back", &project_back, nb::arg("name"), nb::arg("x"))
       .def("remove_adapter", &remove_adapter, nb::arg("id"))
       .def_prop_ro("isa", [](const Door& d) { return d.model.kernels().isa; })
       .def_prop_ro("threads", [](const Door& d) { return d.model.n_threads(); })

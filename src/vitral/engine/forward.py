@@ -83,6 +83,10 @@ class ShowsTaps(Protocol):
         """
         ...
 
+    def project_back(self, name: str, x: F32) -> F32:
+        """A matrix by its canonical name read backwards: x (n, rows) times W (rows, columns)."""
+        ...
+
 
 def assemble(chunks: Sequence[Chunk]) -> Batch:
     """The arrays of a step, chunk after chunk."""

@@ -75,6 +75,9 @@ class NativeForward:
             attention_of=sorted(attention_of),
         )
 
+    def project_back(self, name: str, x: F32) -> F32:
+        return self.model.project_back(name, x)
+
     def with_hidden(self, batch: Batch) -> tuple[F32, F32]:
         seen: list[F32] = []
         logits = self.model.forward(

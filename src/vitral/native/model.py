@@ -98,6 +98,13 @@ class NativeModel:
         which = np.empty(0, np.int32) if adapters is None else adapters
         return self._model.forward(cache, ids, positions, sequence, page_table, wanted, list(taps), on_tap, which, seen)
 
+    def project_back(self, name: str, x: F32) -> F32:
+        """A matrix read backwards: x (n, rows) times the dequantised W (rows, columns): (n, columns).
+
+        fma over rows, ascending, in blocks of 256; then the blocks in order. ValueError for another name or shape.
+        """
+        return self._model.project_back(name, np.ascontiguousarray(x, np.float32))
+
     def set_adapter(self, id: int, parts: Mapping[str, LowRank]) -> None:
         """Load an adapter under a number from 0; its parts by the canonical names of the matrices they add to."""
         names = list(parts)
