@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from tests.serve.conftest import TINY
 from tests.serve.live import Live, wait_until
 from vitral.errors import RecordStoreError
+from vitral.serve.proof import judge
 from vitral.serve.replay import Step, report
 from vitral.serve.store import Store, tables
 
@@ -39,6 +40,16 @@ def test_a_record_holds_what_made_the_answer_and_replays_exactly(server: Live) -
     assert record["model"]["weights"] == server.http.get("/v1/engine").json()["engines"][0]["digests"]["weights"]
     replayed = server.post(f"/v1/records/{id}/replay", {}).json()
     assert (replayed["verdict"], replayed["steps"], replayed["environment"]) == ("EXACT", 10, {})
+
+
+def test_the_server_gives_evidence_that_is_exact(server: Live, tiny_path: str) -> None:
+    id = server.post("/v1/completions", {**SAMPLED, "max_tokens": 3, "n": 2}).json()["record"]
+    made = server.post(f"/v1/records/{id}/evidence", {"lens": 1, "layers": [0]})
+    assert made.status_code == 200, made.text
+    found = judge(made.content, "evidence", model=tiny_path, threads=1)
+    assert (found.verdict, found.record) == ("EXACT", id)
+    assert server.post(f"/v1/records/{id}/evidence", {"routes": True}).status_code == 400
+    assert server.post("/v1/records/rec_none/evidence", {}).status_code == 404
 
 
 def test_a_records_digest_is_of_its_canonical_bytes(server: Live) -> None:

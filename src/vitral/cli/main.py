@@ -27,6 +27,7 @@ COMMANDS = {
     "run": "run:run",
     "serve": "serve:serve",
     "replay": "replay:replay",
+    "evidence": "evidence:evidence",
     "show": "show:show",
     "pull": "models:pull",
     "list": "models:list_models",

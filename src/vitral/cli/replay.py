@@ -12,13 +12,14 @@ import typer
 from vitral.cli.output import AsJson, console, facts, print_json
 from vitral.errors import RequestError
 
-__all__ = ["replay"]
+__all__ = ["check_adapter", "find_record", "replay"]
 
 
 def replay(
     record: Annotated[str, typer.Argument(help="A record's id, or a file with its JSON.")],
     model: Annotated[str | None, typer.Option(help="The model to run it on; the record's name if not said.")] = None,
     records: Annotated[str | None, typer.Option(help="Database of records, as for 'vitral serve'.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="The adapter that made the answer.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -26,17 +27,15 @@ def replay(
 
     EXACT, or the first step that differs (exit code 1).
     """
-    import vitral
+    from vitral.serve.proof import opened
     from vitral.serve.replay import replay_here
-    from vitral.serve.worker import identity_of
 
-    found = _find(record, records)
-    if found["model"].get("adapter") is not None:
-        raise RequestError("the record was made with an adapter; replay it on the server: POST /v1/records/ID/replay")
+    found = find_record(record, records)
+    check_adapter(found, adapter)
     name = model or found["model"]["name"]
-    with vitral.load(name, threads=threads, kv_type=found["model"]["kernels"]["kv_type"]) as loaded:
-        now = {"name": found["model"]["name"], **identity_of(loaded, name, found["model"]["kernels"]["kv_type"])}
-        report = replay_here(loaded, found, now)
+    with opened(name, found["model"]["kernels"]["kv_type"], adapter=adapter, threads=threads) as on:
+        check_adapter(found, adapter, on.identity["adapter"])
+        report = replay_here(on.loaded, found, {**on.identity, "name": found["model"]["name"]}, on.adapter)
     if as_json:
         print_json(report.as_dict())
     else:
@@ -55,7 +54,24 @@ def replay(
         raise typer.Exit(1)
 
 
-def _find(record: str, url: str | None) -> dict[str, Any]:
+def check_adapter(record: dict[str, Any], path: Path | None, digest: str | None = None) -> None:
+    """RequestError unless the adapter at hand is the one that made the answer, or there is none on both sides.
+
+    digest: of the adapter that was loaded; without it, only whether one was given is looked at.
+    """
+    then = record["model"].get("adapter")
+    if then is not None and path is None:
+        raise RequestError(
+            f"the record was made with the adapter of digest {then}; say where it is with --adapter PATH"
+        )
+    if then is None and path is not None and record.get("route") != "local":
+        raise RequestError("the record was made without an adapter; leave --adapter out")
+    if digest is not None and then != digest:
+        raise RequestError(f"the adapter {path} has the digest {digest}; the record's is {then}: give that one")
+
+
+def find_record(record: str, url: str | None) -> dict[str, Any]:
+    """A record by its id in a database, or from a file; RequestError if it is not there, or no record."""
     from vitral.serve.records import Records
     from vitral.serve.store import Store
     from vitral.settings import read_settings

@@ -22,12 +22,13 @@ __all__ = ["Model", "Models", "open_model"]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model by the name that clients use; with an adapter that is `base:adapter`."""
+    """A model by the name that clients use; with an adapter that is `base:adapter`. source: where its weights are."""
 
     name: str
     tokenizer: Tokenizer
     engine: ModelEngine
     adapter: str | None = None
+    source: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -60,7 +61,7 @@ class Model:
 
 def open_model(name: str, engine: ModelEngine) -> Model:
     """A model from the store or a path; its weights are the engine's matter, its tokenizer is read here."""
-    return Model(public_name(name), tokenizer_of(open_checkpoint(resolve(name))), engine)
+    return Model(public_name(name), tokenizer_of(open_checkpoint(resolve(name))), engine, source=name)
 
 
 def public_name(name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from vitral.engine.adapters import LoadedAdapter
 from vitral.engine.digest import logits_digest
 from vitral.engine.request import Finished, NewToken, SamplingParams
 from vitral.errors import RequestError
@@ -87,8 +88,13 @@ def jobs_of(record: Mapping[str, Any]) -> list[Replayable]:
             raise RequestError(f"record {record['id']} holds no token ids, so it cannot be run again")
         answer = sequence["answer"]["ids"]
         digests = sequence["logits"] or [""] * len(answer)
-        params = replace(params_from(sequence["parameters"]), max_tokens=len(answer))
-        steps = tuple(Step(token, digest) for token, digest in zip(answer, digests, strict=True))
+        try:
+            params = replace(params_from(sequence["parameters"]), max_tokens=len(answer))
+            steps = tuple(Step(token, digest) for token, digest in zip(answer, digests, strict=True))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RequestError(
+                f"record {record['id']} cannot be run again: {type(error).__name__}: {error}; give one that Vitral wrote"
+            ) from None
         found.append(Replayable(tuple(sequence["prompt"]["ids"]), params, sequence["constraint"], steps))
     if not any(each.steps for each in found):
         raise RequestError(f"record {record['id']} has no generated token, so there is nothing to compare")
@@ -118,8 +124,10 @@ async def replay_on(model: Model, record: Mapping[str, Any], tenant: str) -> Rep
     return report(record, outcome, environment(record, model.identity()))
 
 
-def replay_here(loaded: LanguageModel, record: Mapping[str, Any], identity: Mapping[str, Any]) -> Report:
-    """Run a record on a model of this process."""
+def replay_here(
+    loaded: LanguageModel, record: Mapping[str, Any], identity: Mapping[str, Any], adapter: LoadedAdapter | None = None
+) -> Report:
+    """Run a record on a model of this process, with the adapter that made it, if one did."""
     outcome = []
     for job in jobs_of(record):
         steps: list[Step] = []
@@ -127,7 +135,9 @@ def replay_here(loaded: LanguageModel, record: Mapping[str, Any], identity: Mapp
         constraint = None
         if job.constraint is not None:
             constraint = loaded.grammars.start(constraint_from(job.constraint), stop_ids=job.params.stop_ids)
-        with loaded.engine.answer(job.prompt, job.params, on_choice=_keep(digests), constraint=constraint) as answer:
+        with loaded.engine.answer(
+            job.prompt, job.params, on_choice=_keep(digests), constraint=constraint, adapter=adapter
+        ) as answer:
             for event in answer:
                 if isinstance(event, NewToken):
                     steps.append(Step(event.token, digests[-1]))
