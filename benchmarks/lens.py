@@ -109,7 +109,7 @@ def main() -> None:
     options.add_argument("folder", type=Path, help="where the model's file is, or is made (0.6 GB)")
     options.add_argument("--prompt", type=int, default=64, help="tokens before the answer")
     options.add_argument("--answer", type=int, default=32, help="tokens of an answer")
-    options.add_argument("--turns", type=int, default=5, help="how often each kind runs")
+    options.add_argument("--turns", type=int, default=3, help="how often each kind runs")
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     given = options.parse_args()
     file = models.make(given.folder, "llama-1.1b", "Q4_0")
