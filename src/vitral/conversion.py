@@ -11,7 +11,9 @@ from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import TokenizerFiles
 from vitral.formats.convert import convert as convert_weights
 from vitral.formats.imatrix import Imatrix
+from vitral.provenance.gate import admit
 from vitral.provenance.lineage import lineage_metadata
+from vitral.settings import read_settings
 
 if TYPE_CHECKING:
     from vitral.formats.quantize import TensorError
@@ -34,10 +36,12 @@ def convert(
     """Write the model at `src`, tokenizer and chat template included, as one GGUF file or a safetensors folder.
 
     For the parameters see `vitral.formats.convert.convert`. Raises TokenizerError where the model has
-    a tokenizer that the new layout cannot hold; a model without one is written without.
+    a tokenizer that the new layout cannot hold; a model without one is written without. Raises UnsafeFile for what
+    a scan refuses (`vitral.provenance.gate`).
     """
     if layout not in ("gguf", "safetensors"):
         raise FormatError(f"layout {layout!r} is not written; allowed: gguf, safetensors")
+    admit(Path(src), read_settings().home, read_settings().verify_key)
     return convert_weights(
         src,
         dst,

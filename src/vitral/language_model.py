@@ -76,14 +76,10 @@ def load(
     memory or CPU cannot do it.
     """
     from vitral.formats.checkpoint import open_checkpoint
-    from vitral.hub import resolve
-    from vitral.provenance.gate import admit
+    from vitral.hub import admitted
 
-    settings = read_settings()
-    path = resolve(str(path_or_name))
-    admit(path, settings.home, Path(verify_key) if verify_key is not None else settings.verify_key)
     return of_checkpoint(
-        open_checkpoint(path),
+        open_checkpoint(admitted(str(path_or_name), verify_key)),
         threads=threads,
         context_length=context_length,
         kv_type=kv_type,

@@ -89,3 +89,37 @@ def test_diff_show_and_bom_know_a_conversion(model: Path, tmp_path: Path, capsys
     assert step["base"][0]["name"] in ancestors
     assert said(capsys, "bom", new, "--check", tmp_path / "bom.json")[0] == 0
     assert said(capsys, "bom", model, "--check", tmp_path / "bom.json")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("show",), ("tokenize", "x"), ("convert", "OUT"), ("quantize", "OUT", "--type", "Q8_0"), ("bench",)],
+    ids=lambda command: command[0],
+)
+def test_every_command_that_opens_a_model_refuses_what_scan_refuses(
+    command: tuple[str, ...], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch_zip(called("posix", "system"))(model)
+    name, *rest = command
+    code, found = said(capsys, name, model, *[str(tmp_path / "out.gguf") if one == "OUT" else one for one in rest])
+    assert (code, found["error"]["type"]) == (2, "UnsafeFile")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_split_gb_divides_a_model_that_reads_back_the_same(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = said(capsys, "show", model, "--digest")[1]["digest"]
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e9
+    for number, command in enumerate([("convert",), ("quantize", "--type", "F32")]):
+        out = tmp_path / f"m{number}.gguf"
+        code, _ = said(capsys, command[0], model, out, *command[1:], "--split-gb", str(size / 2))
+        assert code == 0
+        parts = sorted(tmp_path.glob(f"m{number}-*-of-*.gguf"))
+        assert len(parts) > 1
+        assert said(capsys, "show", parts[0], "--digest")[1]["digest"] == before
+    for wrong in ("0", "-1", "nan", "1e9"):
+        code, found = said(capsys, "convert", model, tmp_path / "no.gguf", "--split-gb", wrong)
+        assert (code, found["error"]["type"]) == (2, "RequestError")
+    code, found = said(capsys, "convert", model, tmp_path / "no", "--layout", "safetensors", "--split-gb", "1")
+    assert (code, found["error"]["type"]) == (2, "RequestError")

@@ -1,4 +1,4 @@
-"""A seeded fuzzer of the checkpoint readers.
+"""A seeded fuzzer of the readers: checkpoints, vocabularies, chat templates, importance matrices.
 
     python -m tests.formats.fuzz --format gguf --count 100000 --seed 0
     python -m tests.formats.fuzz --format gguf --seed 0 --only 1234     # one of them, with its traceback
@@ -39,7 +39,8 @@ import numpy as np
 
 from tests.formats import tiny
 from tests.formats.mutate import Parts, mutate
-from tests.formats.tiny import Sample
+from tests.formats.tiny import GgufParts, Sample
+from tests.tokenizer import tiny as vocabularies
 from vitral import errors
 from vitral.errors import VitralError
 
@@ -97,6 +98,13 @@ def open_and_touch(path: Path) -> None:
         tensor = checkpoint.weights[name]
         tensor.raw()
         tensor.dequantize()
+
+
+def read_importance(path: Path) -> None:
+    """The code under test: read an importance matrix and the means that quantising wants."""
+    from vitral.formats.imatrix import read_imatrix
+
+    read_imatrix(path).means()
 
 
 # --- in the worker ---------------------------------------------------------------------------------
@@ -310,13 +318,29 @@ def _python_path() -> str:
 
 
 def samples_of(layout: str) -> list[tuple[Sample, Parts]]:
-    """The valid checkpoints to start from, with the GGUF ones taken apart."""
-    found: list[tuple[Sample, Parts]] = []
-    taken_apart = list(tiny.GGUF_PARTS.values())
-    for i, sample in enumerate(tiny.LAYOUTS[layout]()):
-        parts = {"model.gguf": taken_apart[i]()} if layout == "gguf" and i < len(taken_apart) else {}
-        found.append((sample, parts))
+    """The valid files to start from, with the GGUF ones taken apart."""
+    taken_apart = {
+        "gguf": lambda: [parts() for parts in tiny.GGUF_PARTS.values()],
+        "gguf-vocabulary": vocabularies.gguf_vocabularies,
+        "imatrix": lambda: [tiny.imatrix_parts()],
+    }.get(layout, list)()
+    found = [(sample, dict[str, GgufParts]()) for sample in FORMATS[layout][0]()]
+    for (_, parts), one in zip(found, taken_apart, strict=False):
+        parts["model.gguf"] = one
     return found
+
+
+def job(layout: str, seed: int, count: int) -> Job:
+    """The work on one kind of file."""
+    return Job(layout, seed, count, samples_of(layout), FORMATS[layout][1])
+
+
+FORMATS: dict[str, tuple[Callable[[], list[Sample]], str]] = {
+    **{name: (samples, "tests.formats.fuzz:open_and_touch") for name, samples in tiny.LAYOUTS.items()},
+    **{name: (samples, "tests.tokenizer.tiny:use") for name, samples in vocabularies.VOCABULARIES.items()},
+    "imatrix": (tiny.imatrix, "tests.formats.fuzz:read_importance"),
+}
+"""Kind of file -> the valid ones, and the function under test."""
 
 
 def fuzz(job: Job, n_workers: int = 2, progress: Callable[[int], None] = lambda done: None) -> Report:
@@ -355,7 +379,7 @@ def fuzz(job: Job, n_workers: int = 2, progress: Callable[[int], None] = lambda 
 
 def only(layout: str, seed: int, index: int) -> None:
     """One mutation again, here, with its traceback; its files stay for a look."""
-    worker = Worker(Job(layout, seed, index + 1, samples_of(layout)), Path(tempfile.mkdtemp()))
+    worker = Worker(job(layout, seed, index + 1), Path(tempfile.mkdtemp()))
     i, changed = worker.damaged(index)
     for name, data in changed.items():
         (worker.folder / str(i) / name).unlink()
@@ -363,13 +387,13 @@ def only(layout: str, seed: int, index: int) -> None:
             (worker.folder / str(i) / name).write_bytes(data)
     path = worker.folder / str(i) / worker.samples[i][0].entry
     print(f"{path}, changed: {', '.join(changed)}")
-    open_and_touch(path)
+    worker.target(path)
     print("a model")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--format", choices=[*tiny.LAYOUTS, "all"], default="all")
+    parser.add_argument("--format", choices=[*FORMATS, "all"], default="all")
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -383,10 +407,13 @@ def main() -> int:
 
     clean = True
     with Progress(console=Console(stderr=True)) as bar:
-        for layout in tiny.LAYOUTS if options.format == "all" else [options.format]:
+        for layout in FORMATS if options.format == "all" else [options.format]:
             task = bar.add_task(layout, total=options.count)
-            job = Job(layout, options.seed, options.count, samples_of(layout))
-            report = fuzz(job, options.jobs, lambda done, task=task: bar.update(task, completed=done))  # type: ignore[misc]
+            report = fuzz(
+                job(layout, options.seed, options.count),
+                options.jobs,
+                lambda done, task=task: bar.update(task, completed=done),
+            )  # type: ignore[misc]
             bar.update(task, completed=options.count)
             print(json.dumps(asdict(report), indent=1), flush=True)
             clean = clean and report.clean

@@ -53,6 +53,10 @@ def mutate(sample: Sample, parts: Parts, rng: Random) -> dict[str, bytes | None]
             return {name: safetensors_file(data, rng)}
         case "pth":
             return {name: zip_file(data, rng)}
+        case "jinja":
+            return {name: template_text(data, rng)}
+        case _ if name.startswith("tokenizer."):
+            return {name: blind(data, rng, len(data))}
     return {name: header_numbers(data, rng)}
 
 
@@ -518,6 +522,46 @@ def _whole_number(rng: Random) -> bytes:
     if -(1 << 31) <= number < 1 << 31:
         return b"J" + struct.pack("<i", number)
     return b"\x8a\x09" + number.to_bytes(9, "little", signed=True)
+
+
+# --- chat templates --------------------------------------------------------------------------------
+
+_TAG = re.compile(r"(\{%.*?%\}|\{\{.*?\}\})", re.DOTALL)
+_JINJA = [
+    "{% for i in range(10 ** 9) %}x{% endfor %}", "{{ 'a' * 10 ** 9 }}", "{{ 9 ** 9 ** 9 }}", "{% for m in messages %}",
+    "{% endfor %}", "{% if x %}", "{% endif %}", "{{ ''.__class__ }}", "{{ messages | tojson }}", "{{ [messages] * 999 }}",
+    "{{ raise_exception('no') }}", "{% set x = messages %}", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "{{ '%s' % messages }}", "{{ '{:>999999999}'.format(1) }}", "{% include 'x' %}", "{% set x = [] %}{{ x.append(x) }}{{ x }}",
+    "{{ messages | map('attr', '__init__') | list }}", "{{ lipsum(99999) }}", "{{ cycler('a') }}", "{% generation %}",
+    "{% endgeneration %}", "{{ strftime_now('%Y' * 9999) }}", "{% break %}", "{{ namespace(a=namespace) }}", "{# ", "{% raw %}",
+    "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{% for a in range(999) %}" * 18 + "x" + "{% endfor %}" * 18,
+    "{{ 'a'.center(10 ** 8) }}", "{{ ('a,' * 9999).split(',') | join('b' * 9999) }}", "{{ messages | batch(1, 'x' * 9999) | list }}",
+    "{{ 'x' | indent(10 ** 9) }}", "{{ '\ud800' }}", "{{ 10 ** 4500 }}", "{{ 1 / 0 }}", "{{ '%0999999999d' % 1 }}",
+    "{{ 'a\nb' | wordwrap(1, wrapstring='y' * 99999) }}", "{{ messages | sort(attribute='role') | sum }}", "{{ 1 << 10 ** 9 }}",
+]  # fmt: skip
+
+
+def template_text(data: bytes, rng: Random) -> bytes:
+    """Tags of a template removed, repeated, exchanged, nested, or an attacker's put among them."""
+    parts = _TAG.split(data.decode("utf-8", "replace"))
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        i = rng.randrange(len(parts))
+        match rng.randrange(6):
+            case 0:
+                del parts[i : i + rng.choice((1, 1, 2, 5))]
+            case 1:
+                parts[i:i] = parts[i : i + rng.choice((1, 2, 5))] * rng.choice((1, 1, 3, 100))
+            case 2:
+                j = rng.randrange(len(parts))
+                parts[i], parts[j] = parts[j], parts[i]
+            case 3 | 4:
+                parts.insert(i, rng.choice(_JINJA))
+            case _:
+                parts[i] = parts[i].replace(
+                    rng.choice(["m", "role", "'", "==", "[", "}", "-"]), rng.choice(["", "x", "**", "~ x *"])
+                )
+        parts = parts or [""]
+    return "".join(parts).encode("utf-8", "surrogatepass")
 
 
 # --- llama2.c --------------------------------------------------------------------------------------

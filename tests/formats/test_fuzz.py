@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.formats import tiny
-from tests.formats.fuzz import Job, Report, Worker, fuzz, open_and_touch, samples_of
+from tests.formats.fuzz import FORMATS, Job, Report, Worker, fuzz, job, open_and_touch, samples_of
 from vitral.errors import FormatError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures memory through /proc")
@@ -39,9 +39,17 @@ def test_damaged_checkpoints_give_a_model_or_a_typed_error(layout: str) -> None:
     assert sum(report.outcomes.values()) - report.outcomes["model"] > 500, "most is not"
 
 
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in tiny.LAYOUTS])
+def test_damaged_vocabularies_templates_and_matrices_are_used_or_give_a_typed_error(kind: str) -> None:
+    report = fuzz(job(kind, seed=2, count=150), n_workers=1)
+    assert report.failures == []
+    assert sum(report.outcomes.values()) == 150
+    assert report.outcomes["model"] < 150, "most damage is seen"
+
+
 def test_a_mutation_depends_on_its_number_alone(tmp_path: Path) -> None:
-    job = Job("gguf", seed=3, count=50, samples=samples("gguf"))
-    first, second = Worker(job, tmp_path / "a"), Worker(job, tmp_path / "b")
+    same = Job("gguf", seed=3, count=50, samples=samples("gguf"))
+    first, second = Worker(same, tmp_path / "a"), Worker(same, tmp_path / "b")
     assert [first.damaged(i) for i in range(50)] == [second.damaged(i) for i in reversed(range(50))][::-1]
 
 
@@ -66,8 +74,8 @@ def misbehave(path: Path) -> None:
 
 
 def test_the_fuzzer_sees_crash_hang_memory_and_untyped_error() -> None:
-    job = Job("llama2c", 0, 80, samples("llama2c"), target="tests.formats.test_fuzz:misbehave", cpu_seconds=0.1)
-    report: Report = fuzz(job)
+    bad = Job("llama2c", 0, 80, samples("llama2c"), target="tests.formats.test_fuzz:misbehave", cpu_seconds=0.1)
+    report: Report = fuzz(bad)
     counts = {failure.kind: failure.count for failure in report.failures}
     assert set(counts) == {"crash", "hang", "memory", "exception"}
     assert sum(counts.values()) + sum(report.outcomes.values()) == 80, "each is counted once"

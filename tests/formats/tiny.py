@@ -260,6 +260,27 @@ def gguf() -> list[Sample]:
     return [*found, Sample("gguf", files, "model-00002-of-00002.gguf")]
 
 
+def imatrix_parts() -> GgufParts:
+    """An importance matrix as `llama-imatrix` writes it: sums and counts of a matrix, and of two experts."""
+    metadata = {
+        "general.type": "imatrix",
+        "imatrix.datasets": ["a.txt"],
+        "imatrix.chunk_count": 2,
+        "imatrix.chunk_size": 512,
+    }
+    tensors, data = [], b""
+    for name, dims in [("blk.0.attn_q.weight", (8, 1)), ("blk.0.ffn_down_exps.weight", (8, 2))]:
+        for end, shape in ((".in_sum2", dims), (".counts", (1, dims[1]))):
+            tensors.append((name + end, shape, TYPES["F32"].ggml_id, len(data)))
+            data += np.arange(1, np.prod(shape) + 1, dtype="<f4").tobytes().ljust(64, b"\0")
+    return GgufParts(tuple((key, gguf_value(value)) for key, value in metadata.items()), tuple(tensors), data)
+
+
+def imatrix() -> list[Sample]:
+    """`imatrix_parts` as a file."""
+    return [Sample("imatrix", {"model.gguf": assemble_gguf(imatrix_parts())}, "model.gguf")]
+
+
 # --- safetensors -----------------------------------------------------------------------------------
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from tests.formats import tiny
 from tests.provenance.models import folder_model
+from tests.provenance.spdx_schema import spdx_schema
 from vitral.errors import FormatError, SettingsError
 from vitral.provenance.bom import FORMATS, bom, bom_text, made_at
 from vitral.provenance.bom_read import check_bom, read_bom
@@ -41,8 +43,20 @@ def test_cyclonedx_is_valid_against_the_official_schema(version: str, facts: Fac
         assert errors is None, errors
 
 
+def test_spdx_is_valid_against_the_official_schema(facts: Facts, tmp_path: Path) -> None:
+    schema = spdx_schema()
+    if schema is None:
+        pytest.skip("npm cannot fetch the package that carries the schema: set VITRAL_SPDX_SCHEMA to a copy of it")
+    validator = Draft202012Validator(schema)
+    for one in (facts, gather(tiny.gguf()[0].write(tmp_path))):
+        document = json.loads(bom_text(bom(one, "spdx-3.0.1", MADE)))
+        assert [error.message[:200] for error in validator.iter_errors(document)] == []
+        package = next(e for e in document["@graph"] if e["type"] == "ai_AIPackage")
+        package["releaseTime"] = "yesterday"
+        assert list(validator.iter_errors(document)), "the schema sees a wrong date"
+
+
 def test_spdx_is_valid_against_the_bindings_made_from_its_model(facts: Facts) -> None:
-    """No package ships the JSON schema of SPDX 3.0.1; `spdx-python-model` is generated from the same SHACL model."""
     spdx = pytest.importorskip("spdx_python_model.bindings.v3_0_1")
     document = bom(facts, "spdx-3.0.1", MADE)
     objects = spdx.SHACLObjectSet()

@@ -35,13 +35,13 @@ def bench(
     from vitral import native
     from vitral.engine.measure import Figure, Plan, bytes_per_token, measure
     from vitral.formats.checkpoint import open_checkpoint
-    from vitral.hub import resolve
+    from vitral.hub import admitted
     from vitral.settings import read_settings
 
     plan = Plan(prompt, answer, together, turns)
     settings = read_settings()
     threads = threads or settings.threads or len(os.sched_getaffinity(0))
-    path = resolve(model)
+    path = admitted(model)
     weights = open_checkpoint(path).weights
     token_bytes, file_bytes = bytes_per_token(weights), weights.n_bytes()
     began = time.perf_counter()

@@ -76,7 +76,7 @@ def write(
     from vitral.provenance.lineage import lineage_metadata
     from vitral.tokenizer.export import to_files, to_gguf
 
-    source = hub.resolve(model)
+    source = hub.admitted(model)
     checkpoint = open_checkpoint(source)
     operation = "quantise" if type and TYPES.get(type, TYPES["Q8_0"]).block > 1 else "convert"
     entry = hub.store().entries().get(model)

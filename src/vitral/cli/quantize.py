@@ -77,7 +77,7 @@ def _importance(model: str, given: Path, windows: int | None, keep: Path | None)
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{given} cannot be read as UTF-8 text or imatrix file: {error}") from None
     with progress_bar("windows") as bar:
-        found = measure(hub.resolve(model), text, most_windows=windows, dataset=given.name, progress=bar)
+        found = measure(hub.admitted(model), text, most_windows=windows, dataset=given.name, progress=bar)
     if keep is not None:
         write_imatrix(keep, found)
     return found

@@ -28,7 +28,7 @@ def show(
     from vitral.model.arithmetic import kv_bytes, parameters
     from vitral.provenance.lineage import read_lineage
 
-    path = hub.resolve(model)
+    path = hub.admitted(model)
     checkpoint = open_checkpoint(path)
     spec, count = checkpoint.spec, parameters(checkpoint.spec)
     steps = read_lineage(checkpoint)

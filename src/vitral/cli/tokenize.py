@@ -29,7 +29,7 @@ def tokenize(
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.language_model import tokenizer_of
 
-    tokenizer = tokenizer_of(open_checkpoint(hub.resolve(model)))
+    tokenizer = tokenizer_of(open_checkpoint(hub.admitted(model)))
     text = sys.stdin.read() if text is None else text
     ids, offsets = tokenizer.encode_with_offsets(text, add_special=not bare, parse_special=special)
     rows = [

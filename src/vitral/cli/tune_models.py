@@ -142,7 +142,7 @@ def _open(name: str) -> Checkpoint:
     from vitral import hub
     from vitral.formats.checkpoint import open_checkpoint
 
-    return open_checkpoint(hub.resolve(name))
+    return open_checkpoint(hub.admitted(name))
 
 
 def _same_tokenizer(models: list[Checkpoint]) -> None:

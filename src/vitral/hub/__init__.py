@@ -8,7 +8,7 @@ from vitral.hub.remote import Progress, fetch, short_names
 from vitral.hub.store import Entry, Store
 from vitral.settings import read_settings
 
-__all__ = ["Entry", "Store", "pull", "resolve", "short_names", "store"]
+__all__ = ["Entry", "Store", "admitted", "pull", "resolve", "short_names", "store"]
 
 
 def store() -> Store:
@@ -29,3 +29,15 @@ def resolve(name: str) -> Path:
     """The file or folder that a path or a name stands for; a name that is not in the store is fetched."""
     path = Path(name).expanduser()
     return path if path.exists() else pull(name)
+
+
+def admitted(name: str, verify_key: str | Path | None = None) -> Path:
+    """What `resolve` gives, if it may be opened: nothing that a scan refuses, signed where a signature is asked for.
+
+    verify_key: a public key (PEM); VITRAL_VERIFY_KEY, or none. Raises UnsafeFile and SignatureError.
+    """
+    from vitral.provenance.gate import admit
+
+    path, settings = resolve(name), read_settings()
+    admit(path, settings.home, Path(verify_key) if verify_key is not None else settings.verify_key)
+    return path

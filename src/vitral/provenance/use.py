@@ -132,7 +132,10 @@ class Use:
         for name in self.fields or ():
             _one_of("fields", name, FIELDS)
         if self.domicile is not None and not (
-            len(self.domicile) == 2 and self.domicile.isalpha() and self.domicile.isupper()
+            isinstance(self.domicile, str)
+            and len(self.domicile) == 2
+            and self.domicile.isalpha()
+            and self.domicile.isupper()
         ):
             raise LicenceError(f"domicile is {self.domicile!r}; two capital letters are wanted, such as DE or BR")
         for where, numbers in (("users", self.users), ("revenue", self.revenue)):
@@ -207,10 +210,11 @@ def read_use(path: Path) -> Use:
         raise LicenceError(f"{path} cannot be opened: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LicenceError(f"{path} is not valid TOML: {error}") from None
-    return _use(path, raw)
+    return use_of(path, raw)
 
 
-def _use(path: Path, raw: dict[str, Any]) -> Use:
+def use_of(path: Path | str, raw: dict[str, Any]) -> Use:
+    """The use that tables state, as they stand in a TOML file; `path` says in errors where they came from."""
     _keys(path, "", raw, {"who", "what", "model", "made_from"})
     who, what, model = (_table(path, raw, name) for name in ("who", "what", "model"))
     _keys(path, "who.", who, _WHO)
@@ -219,8 +223,12 @@ def _use(path: Path, raw: dict[str, Any]) -> Use:
     for name in ("commercial", "production", *_FLAGS):
         if not isinstance(what.get(name), bool | None):
             raise LicenceError(f"{path}: what.{name} is {what[name]!r}; true or false is wanted")
+    if not isinstance(model.get("multimodal"), bool | None):
+        raise LicenceError(f"{path}: model.multimodal is {model['multimodal']!r}; true or false is wanted")
+    if not isinstance(what.get("fields", []), list):
+        raise LicenceError(f'{path}: what.fields is {what["fields"]!r}; a list is wanted, such as ["medical"]')
     made = raw.get("made_from", [])
-    if not isinstance(made, list):
+    if not isinstance(made, list) or not all(isinstance(entry, dict) for entry in made):
         raise LicenceError(f"{path}: made_from is written [[made_from]], once for each part")
     parts = {**what, **({"fields": tuple(what["fields"])} if "fields" in what else {})}
     return Use(
@@ -248,7 +256,7 @@ _FLAGS = (
 )
 
 
-def _numbers(path: Path, who: dict[str, Any], name: str) -> dict[str, int]:
+def _numbers(path: Path | str, who: dict[str, Any], name: str) -> dict[str, int]:
     found = _table(path, who, name)
     allowed = {"now", "never_above", "product"} if name == "users" else {"month", "year", "product_month"}
     for key in found:
@@ -260,7 +268,7 @@ def _numbers(path: Path, who: dict[str, Any], name: str) -> dict[str, int]:
     }
 
 
-def _made_from(path: Path, raw: dict[str, Any]) -> MadeFrom:
+def _made_from(path: Path | str, raw: dict[str, Any]) -> MadeFrom:
     _keys(path, "made_from.", raw, {"role", "name", "licence", "generated_by"})
     _one_of("made_from.role", raw.get("role"), get_args(Role)[1:], needed=True)
     _one_of("made_from.generated_by", raw.get("generated_by"), ("you", "other"))
@@ -269,14 +277,14 @@ def _made_from(path: Path, raw: dict[str, Any]) -> MadeFrom:
     )
 
 
-def _table(path: Path, raw: dict[str, Any], name: str) -> dict[str, Any]:
+def _table(path: Path | str, raw: dict[str, Any], name: str) -> dict[str, Any]:
     found = raw.get(name, {})
     if not isinstance(found, dict):
         raise LicenceError(f"{path}: {name} is {found!r}; a table is wanted: [{name}]")
     return found
 
 
-def _keys(path: Path, where: str, raw: Mapping[str, Any], allowed: set[str]) -> None:
+def _keys(path: Path | str, where: str, raw: Mapping[str, Any], allowed: set[str]) -> None:
     for key in raw:
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitral.formats.checkpoint import open_checkpoint
-from vitral.hub import resolve
+from vitral.hub import admitted
 from vitral.language_model import tokenizer_of
 from vitral.serve.engines import Ability, Facts, ModelEngine
 from vitral.serve.faults import ApiError
@@ -61,7 +61,7 @@ class Model:
 
 def open_model(name: str, engine: ModelEngine) -> Model:
     """A model from the store or a path; its weights are the engine's matter, its tokenizer is read here."""
-    return Model(public_name(name), tokenizer_of(open_checkpoint(resolve(name))), engine, source=name)
+    return Model(public_name(name), tokenizer_of(open_checkpoint(admitted(name))), engine, source=name)
 
 
 def public_name(name: str) -> str:

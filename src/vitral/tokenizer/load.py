@@ -156,7 +156,12 @@ class _Beside:
         for text, id in self._object("added_tokens.json").items():
             if type(id) is int:
                 found[id] = (text, looks_like_control(text))
-        for id_text, entry in (self._config.get("added_tokens_decoder") or {}).items():
+        decoder = self._config.get("added_tokens_decoder") or {}
+        if not isinstance(decoder, dict):
+            raise TokenizerError(
+                f"tokenizer_config.json: added_tokens_decoder is {str(decoder)[:80]!r}; expected an object of ids"
+            )
+        for id_text, entry in decoder.items():
             if (
                 id_text.isascii()
                 and id_text.isdigit()

@@ -201,15 +201,16 @@ class Tokenizer:
         Control tokens come from the template alone: what the messages, tools, documents and variables hold of their
         texts is encoded as plain text. BOS is added where the model wants one and the template wrote none.
         """
-        given = {"messages": list(messages), "tools": tools, "documents": documents, "variables": dict(variables or {})}
+        given = [list(messages), tools, documents, dict(variables or {})]
         safe, mark = chat.marked(given, self.specials)
+        safe_messages, safe_tools, safe_documents, safe_variables = safe
         rendered = self.render_chat(
-            safe["messages"],
-            tools=safe["tools"],
-            documents=safe["documents"],
+            safe_messages,
+            tools=safe_tools,
+            documents=safe_documents,
             add_generation_prompt=add_generation_prompt,
             template=template,
-            variables=safe["variables"],
+            variables=safe_variables,
             date=date,
         )
         ids = self.encode_parts(chat.parts_of(rendered, mark, self.specials), add_special=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitral.errors import TuneError
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.safetensors import ToWrite, read_safetensors, write_safetensors
-from vitral.hub import resolve
+from vitral.hub import admitted
 from vitral.tokenizer.tokenizer import Tokenizer
 from vitral.tune.adapter_files import load_adapter
 from vitral.tune.batch import Batch, Row
@@ -60,7 +60,7 @@ class RewardModel:
         if (folder / MODEL).exists():
             model = load_model(folder / MODEL)
         else:
-            base = open_checkpoint(resolve(record["base"]))
+            base = open_checkpoint(admitted(record["base"]))
             model = load_model(base)
             load_adapter(model, folder / ADAPTER, base.weights.digest())
         head = new_head(model.spec.dim)

@@ -11,7 +11,7 @@ import numpy as np
 from vitral.errors import DataError
 from vitral.formats.canonical import Checkpoint
 from vitral.formats.checkpoint import open_checkpoint
-from vitral.hub import resolve
+from vitral.hub import admitted
 from vitral.language_model import tokenizer_of
 from vitral.tokenizer.tokenizer import Tokenizer
 from vitral.tune.data.load import DataSet, Item, load_data
@@ -49,7 +49,7 @@ class Prepared:
 
 def prepare(recipe: Recipe) -> Prepared:
     """Read and look at everything a recipe names. Data that forbids the run is reported, not raised: see `refuse`."""
-    base = open_checkpoint(resolve(recipe.model.base))
+    base = open_checkpoint(admitted(recipe.model.base))
     tokenizer = tokenizer_of(base)
     data = recipe.data
     if data.context > base.spec.max_context:

@@ -17,7 +17,7 @@ import torch
 
 from vitral.errors import TuneError
 from vitral.formats.checkpoint import open_checkpoint
-from vitral.hub import resolve
+from vitral.hub import admitted
 from vitral.tune import distributed
 from vitral.tune.adapter_files import load_adapter, save_peft
 from vitral.tune.adapters import attach, frozen_copy, train_all
@@ -203,7 +203,7 @@ class _Run:
             return None
         if self.prepared.recipe.method.loss != "distil":
             return Policy(frozen_copy(self.model), self.precision)
-        teacher = open_checkpoint(resolve(self.prepared.recipe.method.teacher))
+        teacher = open_checkpoint(admitted(self.prepared.recipe.method.teacher))
         if teacher.spec.vocab_size != self.prepared.base.spec.vocab_size:
             raise TuneError(
                 f"the teacher has a vocabulary of {teacher.spec.vocab_size}, the model {self.prepared.base.spec.vocab_size}; "

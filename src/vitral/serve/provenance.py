@@ -1,0 +1,101 @@
+"""`/v1/licence`, `/v1/scan` and `/v1/digest`: where the served models come from and what may be done with them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from starlette.responses import Response
+
+from vitral.errors import LicenceError
+from vitral.hub import resolve
+from vitral.provenance.digest import digest_files, model_files
+from vitral.provenance.licence import catalogue, check, licence, report, to_html, to_json
+from vitral.provenance.scan import scan as look
+from vitral.provenance.use import use_of
+from vitral.serve.body import Body
+from vitral.serve.call import Call, json_response
+from vitral.serve.faults import ApiError
+
+__all__ = ["CheckBody", "FilesBody", "check_licence", "digest", "explain", "list_licences", "scan"]
+
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class CheckBody(Body):
+    """use: the tables of a use file (`who`, `what`, `model`, `made_from`). format: the judgement, or a page."""
+
+    model: Name
+    use: dict[str, Any] = {}
+    format: Literal["json", "html"] = "json"
+    language: Literal["en", "pt"] = "en"
+
+
+class FilesBody(Body):
+    """Which of the served models."""
+
+    model: Name
+
+
+async def check_licence(call: Call) -> Response:
+    """Whether a served model may be used for this: outcome, clauses, duties, questions."""
+    body: CheckBody = call.body
+    path = _path(call, body.model)
+    try:
+        use = use_of("use", body.use)
+        judgement = await asyncio.to_thread(check, body.model, use, path)
+    except LicenceError as error:
+        raise ApiError(400, "invalid_value", str(error), param="use") from None
+    if body.format == "html":
+        return Response(to_html(report(judgement, body.language)), media_type="text/html; charset=utf-8")
+    return json_response(to_json(judgement))
+
+
+async def list_licences(call: Call) -> Response:
+    """The catalogue: every licence and use policy, with version and how sure its reading is."""
+    entries = [
+        {"id": entry.id, "name": entry.name, "dated": entry.dated, "sure": entry.sure, "models": entry.models}
+        for entry in catalogue().values()
+    ]
+    return json_response({"object": "list", "data": entries})
+
+
+async def explain(call: Call) -> Response:
+    """A licence clause by clause, with source and date."""
+    try:
+        return json_response(_plain(asdict(licence(call.path["id"]))))
+    except LicenceError as error:
+        raise ApiError(404, "not_found", str(error)) from None
+
+
+async def scan(call: Call) -> Response:
+    """What a scan of a served model's files finds now."""
+    found = await asyncio.to_thread(look, _path(call, call.body.model))
+    verdict = found.verdict()
+    return json_response({"passed": verdict.passed, "reasons": list(verdict.reasons), **verdict.evidence})
+
+
+async def digest(call: Call) -> Response:
+    """SHA-256 of each file of a served model, and the digest of its weights that the engine computed at load."""
+    model = call.service.models.get(call.body.model)
+    files = await asyncio.to_thread(lambda: digest_files(model_files(_path(call, call.body.model)), threads=1))
+    weights = model.facts.digests.get("weights")
+    return json_response({"files": {name: asdict(one) for name, one in files.items()}, "weights": weights})
+
+
+def _path(call: Call, name: str) -> Path:
+    source = call.service.models.get(name).source
+    if source is None:
+        raise ApiError(400, "unsupported_by_engine", f"the files of model {name!r} are not on this machine")
+    return resolve(source)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, frozenset, set)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | None) else str(value)

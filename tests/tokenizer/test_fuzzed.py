@@ -1,0 +1,28 @@
+"""What the fuzzer found once: each stays refused, or works, in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tokenizer.tiny import CHAT, spm, tekken
+from vitral.errors import TokenizerError
+from vitral.tokenizer.load import load_tokenizer
+
+
+def test_a_text_where_added_tokens_are_listed_is_refused(tmp_path: Path) -> None:
+    [sample] = spm()
+    sample.write(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": "none"}')
+    with pytest.raises(TokenizerError, match="added_tokens_decoder is 'none'"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_control_token_that_begins_as_a_name_of_ours_ends_breaks_no_chat(tmp_path: Path) -> None:
+    [sample] = tekken()
+    definition = json.loads(sample.files["tekken.json"])
+    definition["special_tokens"][5]["token_str"] = "silu"  # `messages` ends with its first letter
+    (tmp_path / "tekken.json").write_text(json.dumps(definition))
+    assert load_tokenizer(tmp_path).encode_chat(CHAT, template="mistral-v3")
