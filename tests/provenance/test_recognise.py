@@ -163,4 +163,5 @@ def test_a_title_without_its_text_is_evidence_that_a_person_must_look_at() -> No
 
 def test_every_fingerprint_is_of_a_licence_in_the_catalogue() -> None:
     assert {known.id for known in known_texts()} <= set(catalogue())
-    assert {"llama3", "mrl", "mnpl"} <= {known.id for known in known_texts()}
+    assert {"llama3", "mrl", "mnpl", "dbrx"} <= {known.id for known in known_texts()}
+    assert {known.id for known in known_texts() if known.partial} == {"mnpl"}, "of all others the whole is known"
