@@ -30,6 +30,7 @@ from vitral.lens.light import LightSet
 ALLOWED = 1.10  # most time of a token with the light set, over that without
 KINDS = {
     "light set": None,
+    "light set, without the work at the end": None,
     "residual stream": Watch(("blocks.*.hook_resid_post",)),
     "z of every head": Watch(("blocks.*.attn.hook_z",)),
     "attention, 8 keys a head": Watch(("blocks.*.attn.hook_pattern",), top=8),
@@ -53,7 +54,7 @@ def seconds_per_token(
     watches: list[Watch] = []
     on_value: OnValue | None = None
     light: LightSet | None = None
-    if kind == "light set":
+    if kind is not None and kind.startswith("light set"):
         light = LightSet(model, since=prompt - 1)
         watches, on_value = light.watches, light.on_value
     elif kind is not None:
@@ -68,7 +69,7 @@ def seconds_per_token(
             if isinstance(event, NewToken):
                 began = began or time.perf_counter()
                 ids.append(event.token)
-    if light is not None:
+    if light is not None and kind == "light set":
         light.finish(ids)
     return (time.perf_counter() - began) / (answer - 1)
 

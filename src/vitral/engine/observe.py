@@ -104,10 +104,12 @@ class Watch:
             return
         from vitral.native import top_rows  # the rest of the engine needs no C++
 
-        indices = top_rows(rows.reshape(-1, rows.shape[-1]), self.top).reshape(*rows.shape[:-1], -1)
-        yield name, np.take_along_axis(rows, indices, axis=-1)
+        flat = rows.reshape(-1, rows.shape[-1])
+        indices = top_rows(flat, self.top)
+        shape = (*rows.shape[:-1], indices.shape[-1])
+        yield name, flat[np.arange(len(flat))[:, None], indices].reshape(shape)
         names = indices if self.columns is None else np.array(self.columns, np.int32)[indices]
-        yield name + ".indices", names.astype(np.int32)
+        yield name + ".indices", names.reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,10 @@ class StepTaps:
         for intervention in plan.changed.get(name, ()):
             intervention.apply(positions, value, chosen)
         for watch in plan.watched.get(name, ()):
+            first = positions[0]
+            if watch.positions is None and watch.since <= first and request.observed <= first:
+                self.kept[number] += [(label, positions, rows) for label, rows in watch.reduce(name, value)]
+                continue  # the case of every decoded token, worth its own way: no mask
             mine = watch.wants(positions) & (positions >= request.observed)
             if mine.any():
                 some = value if mine.all() else value[:, mine] if is_attention(name) else value[mine]
