@@ -75,3 +75,12 @@ def test_a_model_is_no_importance_file_and_strange_tensors_are_listed(tmp_path: 
         read_imatrix(tmp_path / "model.gguf")
     write_gguf(tmp_path / "m.gguf", {"general.type": "imatrix"}, tensors)
     assert read_imatrix(tmp_path / "m.gguf").skipped == ["blk.0.ssm.weight.in_sum2"]
+
+
+def test_numbers_where_the_type_of_the_file_should_stand_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    raw = np.ones(4, "<f4").view(np.uint8)
+    tensors = [TensorToWrite("x", (4,), TYPES["F32"], lambda: raw)]
+    write_gguf(path, {"general.type": np.array([1, 2], np.int32)}, tensors)
+    with pytest.raises(FormatError, match="no importance matrix"):
+        read_imatrix(path)

@@ -25,6 +25,7 @@ def show(
     """
     from vitral import hub
     from vitral.formats.checkpoint import open_checkpoint
+    from vitral.formats.metadata_text import first_text
     from vitral.model.arithmetic import kv_bytes, parameters
     from vitral.provenance.lineage import read_lineage
 
@@ -37,7 +38,7 @@ def show(
     found: dict[str, Any] = {
         "path": str(path),
         "layout": checkpoint.layout,
-        "licence_tag": checkpoint.metadata.get("general.license") or checkpoint.metadata.get("license"),
+        "licence_tag": first_text(checkpoint.metadata, "general.license", "license"),
         "spec": asdict(spec),
         "parameters": {"total": count.total, "active": count.active, **asdict(count)},
         "weight_types": dict(types),
@@ -73,4 +74,4 @@ def show(
         "vocabulary": f"{spec.vocab_size:,}",
         "context": f"{spec.max_context:,} tokens, window {spec.sliding_window or 'all'}, rope scaling {spec.rope.scaling}",
     }
-    facts(str(checkpoint.metadata.get("general.name") or model), rows)
+    facts(first_text(checkpoint.metadata, "general.name") or model, rows)

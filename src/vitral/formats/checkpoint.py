@@ -13,6 +13,7 @@ from vitral.formats.huggingface import open_huggingface
 from vitral.formats.llama2c import open_llama2c
 from vitral.formats.mapping import canonical_from_gguf, is_ignored
 from vitral.formats.meta import open_meta
+from vitral.formats.metadata_text import first_text
 from vitral.formats.mistral import open_mistral
 from vitral.formats.weights import Tensor
 
@@ -43,7 +44,7 @@ def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file, or all parts of a split one."""
     file = GgufFile.open(path)
     embedding = file.tensors.get("token_embd.weight")
-    if embedding is None and file.metadata.get("general.architecture") == "llama":
+    if embedding is None and first_text(file.metadata, "general.architecture") == "llama":
         raise TensorMismatch(f"{path} has no tensor token_embd.weight: it may hold a vocabulary alone")
     spec = spec_from_gguf(
         file.metadata,

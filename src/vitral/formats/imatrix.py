@@ -20,6 +20,7 @@ from vitral.errors import FormatError
 from vitral.formats.gguf import GgufFile, GgufTensor
 from vitral.formats.gguf_write import TensorToWrite, write_gguf
 from vitral.formats.mapping import canonical_from_gguf, gguf_name
+from vitral.formats.metadata_text import first_text
 from vitral.formats.quants import TYPES
 from vitral.model.law import F32
 
@@ -80,7 +81,7 @@ def read_imatrix(path: Path) -> Imatrix:
     file that holds something else, and for sums that are negative or not finite.
     """
     file = GgufFile.open(path)
-    if file.metadata.get("general.type") != "imatrix":
+    if first_text(file.metadata, "general.type") != "imatrix":
         raise FormatError(f"{path} is a GGUF file but no importance matrix; give one, or a text to compute it from")
     datasets = file.metadata.get("imatrix.datasets", [])
     found = Imatrix(

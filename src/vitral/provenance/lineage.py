@@ -14,6 +14,7 @@ from typing import Any
 
 from vitral.errors import FormatError
 from vitral.formats.canonical import Checkpoint
+from vitral.formats.metadata_text import first_text
 from vitral.formats.safetensors import read_notes
 from vitral.version import version
 
@@ -75,8 +76,8 @@ def lineage_metadata(
     computed if it is not given: that reads them all.
     """
     metadata = checkpoint.metadata
-    name = str(metadata.get("general.name") or metadata.get("_name_or_path") or checkpoint.path.stem)
-    licence = metadata.get("general.license") or metadata.get("license")
+    name = first_text(metadata, "general.name", "_name_or_path") or checkpoint.path.stem
+    licence = first_text(metadata, "general.license", "license")
     base = {"name": name, "weights": digest or checkpoint.weights.digest(), "layout": checkpoint.layout}
     base |= {key: value for key, value in (("source", source), ("licence", licence)) if isinstance(value, str)}
     step = Step(operation, f"vitral {version()}", (base,), dict(parameters))
