@@ -2,7 +2,8 @@
 
 The same weights, rows, adapter, precision and threads. Turns are interleaved (ours, TRL at its defaults, TRL
 without recomputed activations, ours, ...), because a shared machine is another one a minute later; each figure
-is the median over the turns, with the range. The first turn of each is not counted. A turn is one optimiser
+is the median over the turns, with the range. With one thread the CPU's own time is what counts, because others
+who use the machine do not lengthen it; with more it is the clock's, and both are kept. The first turn is not counted. A turn is one optimiser
 step over the same batch; losses of the first step are printed too, and must agree.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.record import versions, write
 from vitral.conversion import convert
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import resolve
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=50, help="share of each row that carries loss, in 100")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--result", action="store_true", help="keep the figures in benchmarks/results/tune_speed.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     vocab = tokenizer_of(open_checkpoint(resolve(options.base))).vocab_size
@@ -125,22 +128,30 @@ def main() -> None:
         }
         first = {name: step() for name, step in kinds.items()}
         seconds: dict[str, list[float]] = {name: [] for name in kinds}
+        busy: dict[str, list[float]] = {name: [] for name in kinds}
         for _ in range(options.steps):
             for name, step in kinds.items():
-                began = time.perf_counter()
+                began, busy_before = time.perf_counter(), time.process_time()
                 step()
                 seconds[name].append(time.perf_counter() - began)
+                busy[name].append(time.process_time() - busy_before)
+    counted = busy if options.threads == 1 else seconds
     rates: dict[str, Any] = {
         name: {"tokens_per_s": tokens / statistics.median(s), "range": [tokens / max(s), tokens / min(s)]}
-        for name, s in seconds.items()
+        for name, s in counted.items()
     }
-    print(json.dumps({
+    figures = {
         "base": options.base, "tokens_a_step": tokens, "precision": options.precision, "threads": options.threads,
         "first_loss": first, "speed": rates,
         "times_trl_fastest": rates["vitral"]["tokens_per_s"] / rates["trl, fastest"]["tokens_per_s"],
         "times_trl_defaults": rates["vitral"]["tokens_per_s"] / rates["trl, defaults"]["tokens_per_s"],
+        "turns": options.steps, "counted": "CPU seconds" if options.threads == 1 else "seconds by the clock",
+        "cpu_seconds": busy, "clock_seconds": seconds,
         "peak_rss_bytes_all_three": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }, indent=2))  # fmt: skip
+    }  # fmt: skip
+    print(json.dumps(figures, indent=2))
+    if options.result:
+        write("tune_speed", figures | {"versions": versions("torch", "trl", "peft", "transformers")})
 
 
 if __name__ == "__main__":

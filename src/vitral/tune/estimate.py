@@ -15,7 +15,7 @@ from vitral.tune.lora_plan import LoraPlan
 __all__ = ["Estimate", "estimate", "flops_per_second"]
 
 _RUNTIME = 450 << 20  # bytes: the interpreter, torch and NumPy, measured after import and one product
-_LOGIT_COPIES = 3  # logits, their exponentials and their gradient are there together
+_LOGIT_COPIES = 5  # going backwards: logits, difference, exponential, and the two gradients that are summed
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,14 @@ class Estimate:
     optimizer: int
     activations: int
     logits: int
+    file: int  # pages of the base that were read and stay mapped
     runtime: int
     seconds: float
 
     @property
     def total_bytes(self) -> int:
         """All together."""
-        return self.weights + self.optimizer + self.activations + self.logits + self.runtime
+        return self.weights + self.optimizer + self.activations + self.logits + self.file + self.runtime
 
 
 def estimate(
@@ -45,6 +46,7 @@ def estimate(
     run_tokens: int,
     supervised_share: float,
     weight_bytes: int = 4,
+    file_bytes: int = 0,
     recompute: bool = False,
     references: int = 0,
     speed: float | None = None,
@@ -52,7 +54,7 @@ def estimate(
     """What a run will take. `lora` None is full tuning; `references` counts frozen copies that are not shared.
 
     `piece_tokens` and `piece_supervised` are of the largest piece, `run_tokens` all ids that will be read.
-    `speed` is the machine's float operations a second; measured for a moment if not given.
+    `file_bytes` is the size of the base on disk, which is mapped. `speed` is the machine's float operations a second; measured for a moment if not given.
     """
     total = parameters(spec).total
     trainable = total if lora is None else _adapter_size(spec, lora)
@@ -70,6 +72,7 @@ def estimate(
         optimizer=trainable * 12,  # gradient and Adam's two moments, float32
         activations=activations,
         logits=min(piece_supervised * spec.vocab_size, 1 << 26) * 4 * _LOGIT_COPIES,
+        file=file_bytes,
         runtime=_RUNTIME,
         seconds=seconds,
     )

@@ -129,6 +129,7 @@ def _estimate(recipe: Recipe, base: Checkpoint, train: DataSet, steps: int, loss
         piece_supervised=max(1, round(piece * share)),
         run_tokens=round(tokens / max(len(items), 1) * recipe.run.batch * steps),
         supervised_share=share,
+        file_bytes=base.weights.n_bytes(),
         recompute=recipe.run.recompute,
         references=int(
             (loss.needs_reference or recipe.method.loss == "ppo") and (full or recipe.method.loss == "distil")

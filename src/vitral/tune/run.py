@@ -39,6 +39,7 @@ from vitral.tune.rollouts import Rollouts
 from vitral.tune.served import engine_of
 from vitral.tune.source import Order, batches_of, count_units
 from vitral.tune.state import load_state, save_state, trained_parameters
+from vitral.tune.tensorboard import append_scalars
 from vitral.tune.trainer import Plan, StepReport, Trainer
 
 __all__ = ["Evaluation", "Event", "Rehearsal", "Result", "run_recipe"]
@@ -296,6 +297,8 @@ class _Run:
             line = {"event": type(event).__name__, **asdict(event)}
             with (self.folder / LOG).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
+            if not isinstance(event, Rehearsal):
+                append_scalars(self.folder / "tensorboard", event.step, _scalars(event))
             self.on_event(event)
 
     def _save(self) -> None:
@@ -362,6 +365,15 @@ def _trainable(prepared: Prepared) -> tuple[LoraPlan | None, Transformer]:
         plan = replace(plan, targets=(*plan.targets, "router"))
     attach(model, plan, recipe.run.seed)
     return plan, model
+
+
+def _scalars(event: StepReport | Evaluation) -> dict[str, float]:
+    """What TensorBoard shows of an event, under train/ and test/."""
+    if isinstance(event, StepReport):
+        found = {"loss": event.loss, "learning_rate": event.learning_rate, "gradient_norm": event.gradient_norm}
+        return {f"train/{name}": value for name, value in (found | event.metrics).items()}
+    loss = {} if event.test_loss is None else {"loss": event.test_loss}
+    return {f"test/{name}": value for name, value in (loss | event.metrics | event.forgetting).items()}
 
 
 def _precision(recipe: Recipe) -> Precision:
