@@ -319,3 +319,62 @@ def test_an_adapter_is_a_model_of_its_own_in_the_same_batch(tmp_path: Path, tiny
         assert server.post(f"/v1/records/{record}/replay", {}).json()["verdict"] == "EXACT"
         unknown = server.post("/v1/completions", {**SHORT, "model": f"{TINY}:other"})
         assert unknown.status_code == 404
+
+
+def test_adapters_come_and_go_while_requests_run(tmp_path: Path, tiny_path: str) -> None:
+    from tests.formats.test_adapters import random_parts, write_adapter_gguf, write_peft
+    from vitral.formats.checkpoint import open_checkpoint
+
+    spec = open_checkpoint(Path(tiny_path)).spec
+    parts = random_parts(spec, rank=4, scale=2.0)
+    peft = write_peft(tmp_path / "lora", parts, {"r": 4, "lora_alpha": 8})
+    gguf = write_adapter_gguf(tmp_path / "lora.gguf", parts, spec, 8.0)
+    other = write_peft(tmp_path / "nothing", {}, {"r": 4, "lora_alpha": 8})
+    with live(tmp_path, tiny_path) as server:
+        adapters = f"/v1/models/{TINY}/adapters"
+        long = {**SHORT, "max_tokens": 200, "temperature": 0}
+        plain = server.post("/v1/completions", long).json()["choices"][0]["text"]
+        digests = [
+            server.post(adapters, {"name": name, "path": str(path)}).json()["digest"]
+            for name, path in (("peft", peft), ("gguf", gguf))
+        ]
+        assert digests[0] == digests[1]
+        assert [m["id"] for m in server.http.get("/v1/models").json()["data"]] == [TINY, f"{TINY}:peft", f"{TINY}:gguf"]
+        painted = server.post("/v1/completions", {**long, "model": f"{TINY}:peft"}).json()["choices"][0]["text"]
+        assert painted != plain
+
+        events = server.events("/v1/completions", {**long, "model": f"{TINY}:peft"})
+        text = next(events)["choices"][0]["text"]
+        assert server.http.delete(f"{adapters}/peft").json()["deleted"]
+        assert server.post("/v1/completions", {**long, "model": f"{TINY}:peft"}).status_code == 404
+        text += "".join(event["choices"][0]["text"] for event in events)
+        assert text == painted  # the request in flight kept its adapter
+
+        def again() -> bool:  # the name is free once the last request with it has ended
+            return server.post(adapters, {"name": "peft", "path": str(peft)}).status_code == 200
+
+        wait_until(again)
+        for path in (other, tmp_path / "missing"):
+            refused = server.post(adapters, {"name": "x", "path": str(path)})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "path")
+        assert server.http.delete(f"{adapters}/x").status_code == 404
+
+        os.kill(server.workers()[0], signal.SIGKILL)
+        wait_until(lambda: server.http.get("/health").status_code == 200)
+        after = server.post("/v1/completions", {**long, "model": f"{TINY}:gguf"}).json()["choices"][0]["text"]
+        assert after == painted  # a worker that comes back has the adapters of the one before
+
+
+def test_a_key_changes_what_is_served_only_if_it_is_an_admins(tmp_path: Path, tiny_path: str) -> None:
+    from vitral.serve.access import KeyRing
+
+    ring = KeyRing(tmp_path / "keys.json")
+    keys = {"root": ring.add("root", admin=True), "anna": ring.add("anna")}
+    assert ring.add("root", admin=True) != keys["root"]
+    keys["root"] = ring.add("root", admin=True)
+    with live(tmp_path, tiny_path) as server:
+        path, body = f"/v1/models/{TINY}/adapters", {"name": "x", "path": "/nowhere"}
+        statuses = {
+            name: server.post(path, body, authorization=f"Bearer {key}").status_code for name, key in keys.items()
+        }
+    assert statuses == {"root": 400, "anna": 403}

@@ -20,6 +20,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Off loopback a key is needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     new_key: Annotated[str | None, typer.Option(help="Make an API key of this name, print it once, and end.")] = None,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="With --new-key: it may also load and unload adapters.")
+    ] = False,
     folder: Annotated[Path | None, typer.Option(help="Where keys, records and files live.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
     adapter: Annotated[
@@ -56,12 +59,14 @@ def serve(
 
     folder = folder or read_settings().home / "serve"
     if new_key is not None:
-        key = KeyRing(folder / "keys.json").add(new_key)
+        key = KeyRing(folder / "keys.json").add(new_key, admin=admin)
         if as_json:
             print_json({"name": new_key, "key": key})
         else:
             console.print(f"{key}\n[dim]It is shown this once; only its hash is kept.[/dim]", highlight=False)
         return
+    if admin:
+        raise SettingsError("--admin goes with --new-key NAME, and with nothing else")
     if content not in ("ids", "hashed", "none"):
         raise SettingsError(f"--content is {content!r}; allowed: ids, hashed, none")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

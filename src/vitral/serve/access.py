@@ -21,8 +21,9 @@ from vitral.serve.faults import ApiError
 
 __all__ = ["Caller", "KeyRing", "Permission"]
 
-Permission = Literal["public", "infer", "observe"]
-"""public: anyone. infer: ask models, see one's own. observe: what the machine does (metrics, engine)."""
+Permission = Literal["public", "infer", "observe", "admin"]
+"""public: anyone. infer: ask models, see one's own. observe: what the machine does (metrics, engine). admin: change what
+is served."""
 
 LOCAL = "local"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -50,11 +51,16 @@ class KeyRing:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._hashes: dict[str, bytes] = {}
+        self._admins: set[str] = set()
         if path.exists():
             try:
                 stored = json.loads(path.read_text("utf-8"))
-                self._hashes = {name: bytes.fromhex(digest) for name, digest in stored.items()}
-            except (OSError, ValueError, AttributeError) as error:
+                for name, kept in stored.items():  # a bare digest, or an object that says more
+                    more = {"sha256": kept} if isinstance(kept, str) else kept
+                    self._hashes[name] = bytes.fromhex(more["sha256"])
+                    if more.get("admin") is True:
+                        self._admins.add(name)
+            except (KeyError, TypeError, OSError, ValueError, AttributeError) as error:
                 raise SettingsError(
                     f"the keys in {path} cannot be read: {error}; remove the file and make new ones"
                 ) from None
@@ -62,23 +68,31 @@ class KeyRing:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def add(self, name: str) -> str:
-        """A new key, told once. A name that has a key gets a new one, and the old one is void."""
+    def add(self, name: str, *, admin: bool = False) -> str:
+        """A new key, told once. A name that has a key gets a new one, and the old one is void.
+
+        admin: whether it may also change what is served.
+        """
         if not _NAME.fullmatch(name) or name == LOCAL:
             raise SettingsError(f"the key's name is {name!r}; allowed: 1 to 40 of a-z 0-9 _ -, and not {LOCAL!r}")
         key = "vk-" + secrets.token_urlsafe(32)
         self._hashes[name] = _hash(key)
+        (self._admins.add if admin else self._admins.discard)(name)
+        kept = {
+            name: {"sha256": digest.hex(), "admin": True} if name in self._admins else digest.hex()
+            for name, digest in self._hashes.items()
+        }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
         partial.touch(mode=0o600)
-        partial.write_text(json.dumps({name: digest.hex() for name, digest in self._hashes.items()}), "utf-8")
+        partial.write_text(json.dumps(kept), "utf-8")
         partial.replace(self._path)
         return key
 
     def identify(self, headers: Mapping[str, str]) -> Caller:
         """The caller by `Authorization: Bearer` or `x-api-key`; ApiError 401 for none or a wrong one."""
         if not self._hashes:
-            return Caller(LOCAL, frozenset(("infer", "observe")))
+            return Caller(LOCAL, frozenset(("infer", "observe", "admin")))
         key = _credential(headers)
         given = _hash(key)
         found = None
@@ -87,7 +101,10 @@ class KeyRing:
                 found = name
         if found is None:
             raise ApiError(401, "invalid_api_key", "the API key is not known here; check it or ask for a new one")
-        return Caller(found, frozenset(("infer", "observe")))
+        permissions: tuple[Permission, ...] = (
+            ("infer", "observe", "admin") if found in self._admins else ("infer", "observe")
+        )
+        return Caller(found, frozenset(permissions))
 
 
 def _credential(headers: Mapping[str, str]) -> str:

@@ -114,6 +114,14 @@ class ModelEngine(Protocol):
         """End a sequence at its next step; late calls do nothing."""
         ...
 
+    async def load_adapter(self, name: str, path: str) -> str:
+        """Load a LoRA adapter beside running requests; its digest. Raises FormatError, ModelNotFound, RequestError."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """No new request gets it; those that have it keep it to their end."""
+        ...
+
     async def start(self) -> None:
         """Be ready to work, or raise what stands in the way."""
         ...

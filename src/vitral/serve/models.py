@@ -22,12 +22,16 @@ __all__ = ["Model", "Models", "open_model"]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model by the name that clients use; with an adapter that is `base:adapter`. source: where its weights are."""
+    """A model by the name that clients use; with an adapter that is `base:adapter`.
+
+    source: where its weights are. adapter_digest: of the adapter when it was asked for; a name may mean another one later.
+    """
 
     name: str
     tokenizer: Tokenizer
     engine: ModelEngine
     adapter: str | None = None
+    adapter_digest: str | None = None
     source: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -42,6 +46,11 @@ class Model:
                 400, "unsupported_by_engine", f"the engine of model {self.name!r} cannot do this: {for_what}"
             )
 
+    def still_served(self) -> None:
+        """ApiError 404 if the adapter was unloaded, or exchanged, since it was asked for."""
+        if self.adapter is not None and self.facts.adapters.get(self.adapter) != self.adapter_digest:
+            raise ApiError(404, "model_not_found", f"the adapter {self.name!r} has just been unloaded", param="model")
+
     def identity(self) -> Mapping[str, Any]:
         """What decides the answer's bits, for records."""
         return {
@@ -49,7 +58,7 @@ class Model:
             "weights": self.facts.digests.get("weights"),
             "tokenizer": self.tokenizer.digest,
             "template": self.tokenizer.template_digest,
-            "adapter": self.facts.adapters[self.adapter] if self.adapter is not None else None,
+            "adapter": self.adapter_digest,
             "kernels": {key: self.facts.kernels.get(key) for key in ("isa", "kv_type", "build")},
         }
 
@@ -90,7 +99,7 @@ class Models:
             for model in self
             for found in (
                 model,
-                *(replace(model, name=f"{model.name}:{name}", adapter=name) for name in model.facts.adapters),
+                *(self.get(f"{model.name}:{name}") for name in model.facts.adapters),
             )
         ]
 
@@ -98,7 +107,8 @@ class Models:
         """ApiError 404 for a name that is not served."""
         base, _, adapter = name.rpartition(":")
         if name not in self._models and base in self._models and adapter in self._models[base].facts.adapters:
-            return replace(self._models[base], name=name, adapter=adapter)
+            model = self._models[base]
+            return replace(model, name=name, adapter=adapter, adapter_digest=model.facts.adapters[adapter])
         if name not in self._models:
             known = ", ".join(model.name for model in self.all())
             raise ApiError(

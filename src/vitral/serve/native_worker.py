@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vitral.errors import EngineLost, VitralError
@@ -47,6 +47,7 @@ class NativeWorker:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._asked: dict[int, OnEvent] = {}
+        self._replies: dict[int, asyncio.Future[Any]] = {}
         self._next = 0
         self._guard: asyncio.Task[None] | None = None
         self._closing = False
@@ -94,6 +95,29 @@ class NativeWorker:
         if number in self._asked and self._writer is not None:
             self._writer.write(frame({"cancel": number}))
 
+    async def load_adapter(self, name: str, path: str) -> str:
+        digest = str(await self._told("load", name, path))
+        self.options = replace(self.options, adapters=(*self.options.adapters, (name, path)))
+        self._facts = replace(self.facts, adapters={**self.facts.adapters, name: digest})
+        return digest
+
+    async def unload_adapter(self, name: str) -> None:
+        self.options = replace(self.options, adapters=tuple(each for each in self.options.adapters if each[0] != name))
+        self._facts = replace(self.facts, adapters={k: v for k, v in self.facts.adapters.items() if k != name})
+        await self._told("unload", name)
+
+    async def _told(self, what: str, *about: str) -> Any:
+        if self._writer is None:
+            raise EngineLost("the engine is restarting; try again in a few seconds")
+        self._next += 1
+        number, reply = self._next, asyncio.get_running_loop().create_future()
+        self._replies[number] = reply
+        self._writer.write(frame({what: [number, *about]}))
+        try:
+            return await reply
+        finally:
+            self._replies.pop(number, None)
+
     async def _spawn(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
         with theirs:
@@ -122,6 +146,7 @@ class NativeWorker:
                 while (message := await read_frame(reader)) is not None:
                     pause_s = 0.0
                     self._deliver(message["events"])
+                    self._answer(message["replies"])
             except VitralError as error:
                 log.error("the worker is no longer understood: %s", error)
             self._lose("the engine stopped while it answered; it is being restarted, try again in a few seconds")
@@ -145,11 +170,23 @@ class NativeWorker:
             if on_event is not None:
                 on_event(event)
 
+    def _answer(self, replies: list[list[Any]]) -> None:
+        for number, result, error in replies:
+            reply = self._replies.get(number)
+            if reply is not None and not reply.done():
+                if error is None:
+                    reply.set_result(result)
+                else:
+                    reply.set_exception(error_from(error))
+
     def _lose(self, why: str) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
         asked, self._asked = self._asked, {}
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(EngineLost(why))
         for on_event in asked.values():
             on_event(Ended("error", error=EngineLost(why)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitral.serve import (
+    adapters,
     batches,
     chat,
     completions,
@@ -79,6 +80,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/digest", provenance.digest, "observe", (), "nothing", provenance.FilesBody),
     Route("GET", "/v1/models", status.list_models, "infer", (), "nothing", None),
     Route("GET", "/v1/models/{model:path}", status.one_model, "infer", (), "nothing", None),
+    Route("POST", "/v1/models/{model:path}/adapters", adapters.load, "admin", (), "nothing", adapters.AdapterBody),
+    Route("DELETE", "/v1/models/{model:path}/adapters/{name}", adapters.unload, "admin", (), "nothing", None),
     Route("GET", "/v1/engine", status.engine, "observe", (), "nothing", None),
     Route("GET", "/metrics", status.metrics, "observe", (), "nothing", None),
     Route("GET", "/health", status.health, "public", (), "nothing", None),

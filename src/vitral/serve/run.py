@@ -130,6 +130,7 @@ class Run:
                 self._reserved = False
                 raise
             digests = "digests" in self.model.facts.can
+            self.model.still_served()
             for index, progress in enumerate(self.progress):
                 s = progress.sequence
                 ask = Ask(

@@ -44,19 +44,24 @@ class Worker:
         self._digest: dict[int, str] = {}
         self._pooled: dict[int, Pooled] = {}
         self._refused: list[tuple[int, EngineEvent]] = []
+        self._replies: list[list[Any]] = []  # to loads and unloads of adapters
+        self._retiring: list[str] = []  # adapters to go when the last request with them has ended
 
     def run(self) -> None:
         """Compute until the connection ends."""
         threading.Thread(target=self._listen, daemon=True).start()
         while not self._closed:
             self._work.clear()
-            if self._engine.idle and not self._refused:
+            if self._engine.idle and not self._refused and not self._replies:
                 self._work.wait()
             events = [self._translated(event) for event in self._engine.step()]
             with self._lock:
                 refused, self._refused = self._refused, []
-            if out := [[number, *event_to(event)] for number, event in events + refused]:
-                self._connection.sendall(frame({"events": out}))
+                replies, self._replies = self._replies, []
+                self._retiring = [name for name in self._retiring if not self._gone(name)]
+            out = [[number, *event_to(event)] for number, event in events + refused]
+            if out or replies:
+                self._connection.sendall(frame({"events": out, "replies": replies}))
 
     def _listen(self) -> None:
         try:
@@ -65,6 +70,10 @@ class Worker:
                     self._ask(int(message["number"]), message["ask"])
                 elif "cancel" in message:
                     self._cancel(int(message["cancel"]))
+                elif "load" in message:  # a thread of its own: requests and steps go on
+                    threading.Thread(target=self._load, args=message["load"], daemon=True).start()
+                elif "unload" in message:
+                    self._unload(*message["unload"])
                 self._work.set()
         except OSError:
             pass  # the server has gone; so do we
@@ -109,6 +118,34 @@ class Worker:
             request = self._engine_id.get(number)
         if request is not None:
             self._engine.cancel(request)
+
+    def _load(self, number: int, name: str, path: str) -> None:
+        try:
+            reply = [number, self._model.load_adapter(name, path), None]
+        except VitralError as error:
+            reply = [number, None, error_to(error)]
+        except (OSError, ValueError) as error:
+            reply = [number, None, error_to(RequestError(f"the adapter cannot be read: {error}"))]
+        self._reply(reply)
+
+    def _unload(self, number: int, name: str) -> None:
+        with self._lock:
+            if name in self._model.adapters and name not in self._retiring:
+                self._retiring.append(name)
+        self._reply([number, None, None])
+
+    def _reply(self, reply: list[Any]) -> None:
+        with self._lock:
+            self._replies.append(reply)
+        self._work.set()
+
+    def _gone(self, name: str) -> bool:
+        """Whether an adapter could be unloaded; requests that have it keep it to their end."""
+        try:
+            self._model.unload_adapter(name)
+        except RequestError:
+            return False
+        return True
 
     def _digester(self, number: int) -> Callable[[int, F32], None]:
         def digest(position: int, row: F32) -> None:
