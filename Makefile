@@ -8,7 +8,7 @@ PORT ?= 8000
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*.* native/*/*.*)
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: help run test check build bench docs clean lock
+.PHONY: web help run test check build bench docs clean lock
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -31,12 +31,17 @@ check: $(VENV)/.dev ## format, lint, types, layers, snippets
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+	@if [ -d web/node_modules ]; then cd web && npm run --silent check; else echo "make check: web/ is not installed here (make web); its types are unchecked"; fi
 	@$(PY) -m pytest tests/docs
 
 docs: $(VENV)/.dev ## write the generated pages and the README's picture again
 	@echo "make docs: docs/reference from the code, docs/session.svg from a real session"
 	@$(PY) -m tools.reference
 	@$(PY) -m tools.session
+
+web: ## build the page of `vitral inspect` (node 20.19 or newer), after checking it
+	@echo "make web: web/ into src/vitral/lens/static"
+	@cd web && { [ -d node_modules ] || npm ci; } && npm run check && npm run build
 
 build: $(VENV)/.dev ## compile the extension again after a change under native/
 	@echo "make build: done"

@@ -28,6 +28,7 @@ COMMANDS = {
     "serve": "serve:serve",
     "replay": "replay:replay",
     "evidence": "evidence:evidence",
+    "inspect": "inspect:inspect",
     "show": "show:show",
     "pull": "models:pull",
     "list": "models:list_models",
