@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tokenizer.tiny import CHAT, spm, tekken
+from tests.tokenizer.tiny import CHAT, bpe, spm, tekken
 from vitral.errors import TokenizerError
 from vitral.tokenizer.load import load_tokenizer
 
@@ -26,3 +26,11 @@ def test_a_control_token_that_begins_as_a_name_of_ours_ends_breaks_no_chat(tmp_p
     definition["special_tokens"][5]["token_str"] = "silu"  # `messages` ends with its first letter
     (tmp_path / "tekken.json").write_text(json.dumps(definition))
     assert load_tokenizer(tmp_path).encode_chat(CHAT, template="mistral-v3")
+
+
+def test_a_number_where_the_added_tokens_are_listed_is_refused(tmp_path: Path) -> None:
+    [sample] = bpe()
+    definition = json.loads(sample.files["tokenizer.json"]) | {"added_tokens": 7}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(TokenizerError, match="added_tokens is 7"):
+        load_tokenizer(tmp_path)

@@ -126,7 +126,10 @@ class _Beside:
         model = definition.get("model")
         vocab = model.get("vocab") if isinstance(model, dict) else None
         ids = dict(vocab) if isinstance(vocab, dict) else {}
-        for entry in definition.get("added_tokens") or []:
+        added = definition.get("added_tokens") or []
+        if not isinstance(added, list):
+            raise TokenizerError(f"tokenizer.json: added_tokens is {str(added)[:80]}; expected a list")
+        for entry in added:
             if isinstance(entry, dict) and isinstance(entry.get("content"), str):
                 ids[entry["content"]] = entry.get("id")
         return {text: id for text, id in ids.items() if type(id) is int}
