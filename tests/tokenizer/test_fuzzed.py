@@ -34,3 +34,11 @@ def test_a_number_where_the_added_tokens_are_listed_is_refused(tmp_path: Path) -
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     with pytest.raises(TokenizerError, match="added_tokens is 7"):
         load_tokenizer(tmp_path)
+
+
+def test_a_list_where_the_kind_of_a_step_is_named_is_refused(tmp_path: Path) -> None:
+    [sample] = bpe()
+    definition = json.loads(sample.files["tokenizer.json"]) | {"normalizer": {"type": ["ByteLevel"]}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(TokenizerError):
+        load_tokenizer(tmp_path)

@@ -273,8 +273,8 @@ def _steps(part: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
         yield part
 
 
-def _types(part: Any) -> set[Any]:
-    return {step.get("type") for step in _steps(part)}
+def _types(part: Any) -> set[str]:
+    return {kind for step in _steps(part) if isinstance(kind := step.get("type"), str)}
 
 
 def _space_rule(definition: Mapping[str, Any]) -> SpaceRule:
