@@ -18,6 +18,7 @@ from tests.serve.conftest import TINY
 from tests.serve.live import Live, wait_until
 from vitral.errors import RecordStoreError
 from vitral.serve.proof import judge
+from vitral.serve.records import Records
 from vitral.serve.replay import Step, report
 from vitral.serve.store import Store, tables
 
@@ -109,6 +110,23 @@ def test_a_write_is_done_also_when_whoever_waits_is_cancelled(tmp_path: Path) ->
         lambda connection: connection.execute(sa.select(tables.reservations.c.record)).scalars().all()
     )
     assert found == ["r", "s"]
+    store.close()
+
+
+def test_only_what_is_older_than_any_answer_is_abandoned(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'a.sqlite'}")
+    records = Records(store)
+    now = int(time.time())
+
+    async def release() -> int:
+        for name, created in (("gone", now - 7300), ("another server's", now - 7000), ("new", now)):
+            row = {"record": name, "tenant": "t", "created": created, "tokens": 1}
+            await store.write(lambda c, row=row: c.execute(sa.insert(tables.reservations).values(row)))
+        return await records.release_abandoned(7200)
+
+    assert asyncio.run(release()) == 1
+    left = store.read_now(lambda c: c.execute(sa.select(tables.reservations.c.record)).scalars().all())
+    assert sorted(left) == ["another server's", "new"]
     store.close()
 
 

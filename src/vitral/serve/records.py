@@ -128,11 +128,14 @@ class Records:
         query = sa.delete(tables.bodies).where(tables.bodies.c.id.in_(old))
         return int(await self.store.write(lambda connection: connection.execute(query).rowcount))
 
-    async def release_abandoned(self) -> int:
-        """Reservations of a server that is gone; at start there can be no others. How many there were."""
-        return int(
-            await self.store.write(lambda connection: connection.execute(sa.delete(tables.reservations)).rowcount)
-        )
+    async def release_abandoned(self, older_than_s: float) -> int:
+        """Let go what was reserved longer ago than any answer may take: its server is gone. How many there were.
+
+        Several servers may share a database, so that no server may take younger ones for abandoned.
+        """
+        table = tables.reservations
+        query = sa.delete(table).where(table.c.created < time.time() - older_than_s)
+        return int(await self.store.write(lambda connection: connection.execute(query).rowcount))
 
     def _sequence(self, sequence: Generated) -> dict[str, Any]:
         return {

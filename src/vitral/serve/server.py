@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from vitral.errors import SettingsError
+from vitral.errors import RecordStoreError, SettingsError
 from vitral.serve.access import KeyRing
 from vitral.serve.admission import Admission
 from vitral.serve.app import build_app
@@ -37,6 +37,8 @@ __all__ = ["ServerOptions", "serve"]
 log = logging.getLogger("vitral.serve")
 
 IDLE_S = 15.0  # for a connection to send a request's head
+_log = logging.getLogger(__name__)
+
 RECORDS_KEPT = 60.0  # seconds between two looks at what retention removes
 
 
@@ -73,7 +75,6 @@ async def _serve(options: ServerOptions, on_listening: Callable[[str], None]) ->
     store = Store(url, options.records_bytes)
     try:
         records = Records(store, options.content, options.keep_days)
-        await records.release_abandoned()
         models = [open_model(each.model, NativeWorker(each)) for each in options.models]
         try:
             for model in models:
@@ -160,8 +161,13 @@ class Listener(uvicorn.Server):
         self.should_exit = True
 
     async def _tidy(self) -> None:
+        records = self._service.records
         while True:
-            await self._service.records.forget()
+            try:
+                await records.forget()
+                await records.release_abandoned(2 * self._options.limits.answer_s)
+            except RecordStoreError as error:  # such as a full disk: said, and tried again
+                _log.warning("old records stay for now: %s", error)
             await asyncio.sleep(RECORDS_KEPT)
 
 
