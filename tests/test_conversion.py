@@ -9,7 +9,7 @@ import pytest
 
 from tests.formats import tiny
 from vitral.conversion import convert
-from vitral.errors import TokenizerError
+from vitral.errors import UnsafeFile
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.tokenizer.load import load_tokenizer
 
@@ -50,6 +50,6 @@ def test_a_model_without_a_tokenizer_is_written_without(tmp_path: Path) -> None:
 def test_a_broken_tokenizer_is_an_error_not_left_out(tmp_path: Path) -> None:
     source = tiny.LAYOUTS["mistral"]()[0].write(tmp_path / "source")
     (source / "tokenizer.json").write_text("{")
-    with pytest.raises(TokenizerError, match="not JSON"):
+    with pytest.raises(UnsafeFile, match="not JSON"):
         convert(source, tmp_path / "m.gguf")
     shutil.rmtree(source)
