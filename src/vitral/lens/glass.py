@@ -88,13 +88,8 @@ class Glass:
 def open_glass(path_or_name: str | Path) -> Glass:
     """Open a model by path, short name or `hf:owner/name`, past the same scan as `vitral.load`."""
     from vitral.formats.checkpoint import open_checkpoint
-    from vitral.hub import resolve
+    from vitral.hub import admitted
     from vitral.language_model import tokenizer_of
-    from vitral.provenance.gate import admit
-    from vitral.settings import read_settings
 
-    settings = read_settings()
-    path = resolve(str(path_or_name))
-    admit(path, settings.home, settings.verify_key)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(admitted(str(path_or_name)))
     return Glass(checkpoint.spec, checkpoint.weights, tokenizer_of(checkpoint))

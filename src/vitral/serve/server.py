@@ -37,8 +37,6 @@ __all__ = ["ServerOptions", "serve"]
 log = logging.getLogger("vitral.serve")
 
 IDLE_S = 15.0  # for a connection to send a request's head
-_log = logging.getLogger(__name__)
-
 RECORDS_KEPT = 60.0  # seconds between two looks at what retention removes
 
 
@@ -167,7 +165,7 @@ class Listener(uvicorn.Server):
                 await records.forget()
                 await records.release_abandoned(2 * self._options.limits.answer_s)
             except RecordStoreError as error:  # such as a full disk: said, and tried again
-                _log.warning("old records stay for now: %s", error)
+                log.warning("old records stay for now: %s", error)
             await asyncio.sleep(RECORDS_KEPT)
 
 
