@@ -4,7 +4,8 @@
 
 Requests differ in length, temperature, penalties, bias, seed and number of answers, eight at a time. Each document is
 signed, written, read and judged by another instruction set than the server's where the machine has two. Tampering
-takes the kinds in turn: what was changed must be named in the reasons of the judgement.
+takes the kinds in turn: what was changed must be named in the reasons of the judgement. A single flipped byte can fall
+anywhere in the file: it must be found, but `place_named` says nothing about those documents.
 """
 
 from __future__ import annotations
