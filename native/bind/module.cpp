@@ -5,4 +5,5 @@ NB_MODULE(_core, m) {
   m.doc() = "Vitral's kernels; the typed door is vitral.native.";
   vitral::bind_kernels(m);
   vitral::bind_model(m);
+  vitral::bind_texts(m);
 }

@@ -243,7 +243,7 @@ HOSTILE = {
     "no strings": (header(0, 1, rest=string(b"a") + struct.pack("<IIQ", 9, 8, 9) + bytes(70)), "claims 9 strings"),
     "string ends": (
         header(0, 1, rest=string(b"a") + struct.pack("<IIQQQ", 9, 8, 2, 0, 1 << 63)),
-        "string 1 of the array 'a' wants 9223372036854775816 bytes",
+        "string 1 of the array 'a' wants 9223372036854775808 bytes",
     ),
     "strings end": (
         header(0, 1, rest=string(b"a") + struct.pack("<IIQQ", 9, 8, 2, 3) + b"abcdefgh"),

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitral.cli.output import print_json
+from vitral.cli.machine import print_json
 from vitral.errors import VitralError
 
 __all__ = ["COMMANDS", "app", "main"]

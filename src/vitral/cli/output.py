@@ -1,22 +1,19 @@
-"""What commands print: tables for people, JSON for machines, progress on standard error."""
+"""What commands print: tables for people, JSON for machines (`vitral.cli.machine`), progress on standard error."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["AsJson", "console", "facts", "print_json", "progress_bar", "size_text", "table", "tell"]
+from vitral.cli.machine import AsJson, print_json
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead.")]
+__all__ = ["AsJson", "console", "facts", "print_json", "progress_bar", "size_text", "table", "tell"]
 
 
 class _Terminal(Console):
@@ -28,11 +25,6 @@ class _Terminal(Console):
 
 console = _Terminal()
 _notes = Console(stderr=True)
-
-
-def print_json(value: object) -> None:
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def tell(line: str) -> None:

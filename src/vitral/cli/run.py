@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitral.cli.output import AsJson, console, print_json, tell
+from vitral.cli.machine import AsJson, print_json
 from vitral.errors import RequestError
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def _question() -> str:
     """What standard input asks, or a question of ours, said aloud."""
     asked = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().strip()
     if not asked:
+        from vitral.cli.output import tell
+
         tell(f"no question was given, so here is one: {FIRST_QUESTION}")
     return asked or FIRST_QUESTION
 
@@ -142,10 +144,14 @@ def _answer_once(
         return
     sys.stdout.write("\n")
     if done.finish_reason == "length":
+        from vitral.cli.output import tell
+
         tell(f"(stopped after {done.usage.completion} tokens; --max-tokens allows more)")
 
 
 def _chat(model: LanguageModel, name: str, system: str | None, template: str | None, sampling: dict[str, Any]) -> None:
+    from vitral.cli.output import console
+
     console.print(f"[bold]{name}[/bold]  {model.context_length} tokens of context. /help shows the commands.")
     messages = _opening(system)
     while True:
@@ -189,6 +195,8 @@ def _reply(
     except KeyboardInterrupt:
         sys.stdout.write(" [stopped]")
     except RequestError as error:
+        from vitral.cli.output import tell
+
         tell(f"error: {error}; /reset begins again")
         return None
     sys.stdout.write("\n")

@@ -19,16 +19,17 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
 from vitral.engine.json_schema import checked_schema
 from vitral.errors import RequestError
 from vitral.tokenizer.stream import SpaceRule
+
+if TYPE_CHECKING:  # the library is read when the first constraint comes: most answers have none
+    from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 __all__ = ["Constraint", "Grammars", "Matcher", "Vocabulary", "encoded", "json_source", "quoted"]
 
@@ -62,6 +63,8 @@ class Constraint:
     def __post_init__(self) -> None:
         if len(self.body) > _MOST_CHARACTERS:
             raise RequestError(f"the constraint has {len(self.body)} characters; allowed: {_MOST_CHARACTERS}")
+        from llguidance import LLMatcher
+
         failed, messages = LLMatcher.validate_grammar_with_warnings(self.document(after_space=False))
         if failed:
             raise _refused(messages[0])
@@ -82,6 +85,8 @@ class Constraint:
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
         """A text that the pattern, in the syntax of Rust's `regex`, matches from its beginning to its end."""
+        from llguidance import LLMatcher
+
         body = json.loads(LLMatcher.grammar_from_regex(_text(pattern, "the pattern")))["grammars"][0]
         return cls(encoded({"lark_grammar": body["lark_grammar"]}))
 
@@ -90,6 +95,8 @@ class Constraint:
         """A text of a context-free grammar, in Lark's syntax (first rule `start`) or in GBNF (first rule `root`)."""
         if "%json" in _text(text, "the grammar") or "%llguidance" in text:
             raise RequestError("the grammar holds %json or %llguidance; leave them out, or give a JSON schema alone")
+        from llguidance.gbnf_to_lark import any_to_lark
+
         try:
             lark = any_to_lark(text)
         except Exception as error:  # noqa: BLE001 - the converter raises what it likes
@@ -161,6 +168,8 @@ class Grammars:
         return matcher
 
     def _compile(self, constraint: Constraint, after_space: bool) -> LLMatcher:
+        from llguidance import LLMatcher
+
         key = (constraint, after_space)
         with self._lock:
             if key not in self._compiled:
@@ -184,8 +193,10 @@ class Grammars:
 
     @cached_property
     def _library_tokenizer(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
         pieces = _Pieces(self._tokenizer, self._plain)
-        return LLTokenizer(cast(TokenizerWrapper, pieces), slices=LLTokenizer.json_slices())
+        return LLTokenizer(cast("TokenizerWrapper", pieces), slices=LLTokenizer.json_slices())
 
 
 class Matcher:

@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vitral.errors import FormatError, TruncatedFile
+from vitral.native import read_texts
 
 __all__ = ["LARGEST_ELEMENTS", "Cursor", "map_file", "nearest", "product"]
 
 # The largest product of dimensions: above any tensor there is, and times 8 bytes still inside 64 bits.
 LARGEST_ELEMENTS = 1 << 48
 
-_LENGTH = struct.Struct("<Q")
+_LENGTH = 8  # bytes of the number before a string
 
 
 def map_file(path: Path, smallest: int = 1) -> NDArray[np.uint8]:
@@ -131,28 +132,18 @@ class Cursor:
         return self._decoded(self.take(length, what), what)
 
     def texts(self, what: str, count: int, longest: int) -> list[str]:
-        """`count` strings that have at most `longest` bytes together; a tight loop, for vocabularies."""
-        if count > self.left // _LENGTH.size:
+        """`count` strings as `text` reads one, which have at most `longest` bytes together."""
+        if count > self.left // _LENGTH:
             raise TruncatedFile(f"{self.source} at byte {self.at}: {what} claims {count} strings in {self.left} bytes")
-        data, at, end = self.data, self.at, len(self.data)
-        room = longest
-        found: list[str] = []
-        for _ in range(count):
-            start = at + _LENGTH.size
-            length = _LENGTH.unpack_from(data, at)[0] if start <= end else end
-            room -= length
-            if start + length > end or room < 0:
-                self.at = at
-                if room < 0 and start + length <= end:
-                    raise self.wrong(f"{what} has over {longest} bytes of text, which is the most allowed")
-                self.take(start + length - at, f"string {len(found)} of {what}")
-            at = start + length
-            try:
-                found.append(str(data[start:at], "utf-8"))
-            except UnicodeDecodeError:
-                self.at = start
-                raise self.wrong(f"string {len(found)} of {what} is not UTF-8") from None
-        self.at = at
+        data, start = np.frombuffer(self.data, np.uint8), self.at
+        found, self.at = read_texts(data, start, count, longest)
+        if len(found) < count:
+            room = longest - (self.at - start - _LENGTH * len(found))
+            which = f"string {len(found)} of {what}"
+            length = self.number("Q", f"the length of {which}")
+            if room < length <= self.left:
+                raise self.wrong(f"{what} has over {longest} bytes of text, which is the most allowed")
+            self._decoded(self.take(length, which), which)
         return found
 
     def _decoded(self, data: memoryview, what: str) -> str:

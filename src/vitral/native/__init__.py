@@ -1,4 +1,4 @@
-"""The door to C++: instruction sets, kernels, and the model that the engine runs.
+"""The door to C++: instruction sets, kernels, the model that the engine runs, and the strings of vocabularies.
 
 The kernels give the bits of `vitral.model.law`, whichever instruction set computes them.
 """
@@ -9,6 +9,7 @@ from vitral.native.features import InstructionSet, available, choose, instructio
 from vitral.native.kernels import Packed, matmul, pack, quantise_rows, rows_of, unpack
 from vitral.native.model import Cache, NativeModel, argmax, top_n, top_rows
 from vitral.native.selftest import self_test
+from vitral.native.texts import read_texts
 
 __all__ = [
     "Cache",
@@ -22,6 +23,7 @@ __all__ = [
     "matmul",
     "pack",
     "quantise_rows",
+    "read_texts",
     "rows_of",
     "self_test",
     "top_n",

@@ -15,11 +15,13 @@ from vitral.tokenizer.stream import SpaceRule
 from vitral.tokenizer.tokenizer import END_OF_TURN, Tokenizer, is_control, token_ids_by_text
 from vitral.tokenizer.vocab import (
     MOST_PIECES,
+    NEVER_TEXT,
     SPACE_MARK,
     Kind,
     Vocabulary,
     byte_piece,
     from_byte_alphabet,
+    from_byte_alphabets,
     from_space_mark,
     looks_like_control,
 )
@@ -27,6 +29,8 @@ from vitral.tokenizer.vocab import (
 __all__ = ["Named", "from_json", "from_merges", "guarded"]
 
 T = TypeVar("T")
+
+_ADDED = (*NEVER_TEXT, Kind.USER)  # kinds that are found in a text before the merges begin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,18 +67,20 @@ def from_merges(
     pieces: Sequence[str], kinds: Sequence[Kind], merges: Sequence[str], pre: PreTokenizer, named: Named
 ) -> Tokenizer:
     """A byte-level BPE tokenizer from its lists, as GGUF holds them. Raises TokenizerError."""
-    ids = {piece: id for id, piece in enumerate(pieces)}
+    ids = dict(zip(pieces, range(len(pieces)), strict=True))
     if len(ids) != len(pieces):
         twice = next(piece for id, piece in enumerate(pieces) if ids[piece] != id)
         raise TokenizerError(f"the piece {twice!r} stands in the vocabulary twice; which id is meant cannot be known")
     kinds = _marked(kinds, named, pieces)
     if wrong := next((merge for merge in merges if merge.count(" ") != 1), None):
         raise TokenizerError(f"the merge {wrong!r} is not two pieces with a space between them")
+    parts = " ".join(merges).split(" ") if merges else []
+    pairs = list(zip(parts[::2], parts[1::2], strict=True))
     added = [
         {"id": id, "content": piece, "special": is_control(kind), "normalized": False}
         | {"single_word": False, "lstrip": False, "rstrip": False}
         for id, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
-        if kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER) and piece
+        if kind in _ADDED and piece
     ]
     split = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
@@ -84,11 +90,13 @@ def from_merges(
     definition = {
         "added_tokens": added,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*split, level]},
-        "model": {"type": "BPE", "vocab": ids, "merges": merges, "ignore_merges": pre.ignore_merges},
+        "model": {"type": "BPE", "vocab": ids, "merges": pairs, "ignore_merges": pre.ignore_merges},
     }
-    literal = {entry["id"] for entry in added}
-    data = tuple(piece.encode() if id in literal else from_byte_alphabet(piece) for id, piece in enumerate(pieces))
-    vocabulary = Vocabulary(tuple(pieces), data, tuple(kinds))
+    literal = {id for id, kind in enumerate(kinds) if kind in _ADDED}
+    data = from_byte_alphabets(["" if id in literal else piece for id, piece in enumerate(pieces)])
+    for id in literal:
+        data[id] = pieces[id].encode()
+    vocabulary = Vocabulary(tuple(pieces), tuple(data), tuple(kinds))
     return _assemble(definition, vocabulary, [], SpaceRule.NEVER, named)
 
 
@@ -125,7 +133,9 @@ def from_json(definition: Mapping[str, Any], named: Named) -> Tokenizer:
     vocabulary = Vocabulary(tuple(pieces), tuple(data), tuple(kinds))
     for entry in added:
         entry["special"] = is_control(vocabulary.kinds[entry["id"]])
-    clean = {key: definition.get(key) for key in ("normalizer", "pre_tokenizer", "model")} | {"added_tokens": added}
+    pairs = guarded(lambda: _pairs(model.get("merges") or []), "the merges")
+    clean = {key: definition.get(key) for key in ("normalizer", "pre_tokenizer")}
+    clean |= {"model": {**model, "merges": pairs}, "added_tokens": added}
     return _assemble(clean, vocabulary, [entry for entry in added if entry["special"]], rule, named)
 
 
@@ -161,7 +171,7 @@ def _assemble(
         codec=LibraryCodec(definition, rule),
         specials=specials,
         space=rule,
-        fingerprint=lambda: vocabulary.digest(settings, _merge_bytes(definition["model"].get("merges") or [])),
+        fingerprint=lambda: vocabulary.digest(settings, _merge_bytes(definition["model"]["merges"])),
         bos_id=named.bos_id,
         eos_id=named.eos_id,
         unk_id=named.unk_id,
@@ -189,7 +199,7 @@ def _load(definition: Mapping[str, Any]) -> Any:
 
     def build() -> Any:
         backend = Library.from_str(json.dumps(rules))
-        backend.model = BPE(vocab=model["vocab"], merges=_pairs(model.get("merges") or []), **options)
+        backend.model = BPE(vocab=model["vocab"], merges=model["merges"], **options)
         for entry in sorted(definition["added_tokens"], key=lambda entry: int(entry["id"])):
             flags = {key: value for key, value in entry.items() if key not in ("id", "content")}
             backend.add_tokens([AddedToken(entry["content"], **flags)])
@@ -208,20 +218,19 @@ def _pairs(merges: Sequence[str | Sequence[str]]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in (m.split(" ") if isinstance(m, str) else m for m in merges)]
 
 
-def _merge_bytes(merges: Sequence[str | Sequence[str]]) -> Iterator[bytes]:
-    for merge in merges:
-        pair = merge if isinstance(merge, str) else " ".join(map(str, merge))
-        yield pair.encode("utf-8", "surrogatepass")
+def _merge_bytes(merges: Sequence[tuple[str, str]]) -> Iterator[bytes]:
+    for pair in merges:
+        yield " ".join(pair).encode("utf-8", "surrogatepass")
 
 
 def _marked(kinds: Sequence[Kind], named: Named, pieces: Sequence[str]) -> list[Kind]:
     """The kinds, control where the checkpoint names an id as special or the piece is written like one."""
-    marked = list(kinds)
+    marked, user = list(kinds), Kind.USER
     for id in (named.bos_id, named.eos_id, named.pad_id, *named.eos_ids):
         if id is not None and 0 <= id < len(marked) and marked[id] != Kind.UNKNOWN:
             marked[id] = Kind.CONTROL
     for id, kind in enumerate(marked):
-        if kind is Kind.USER and looks_like_control(pieces[id]):
+        if kind is user and looks_like_control(pieces[id]):
             marked[id] = Kind.CONTROL
     return marked
 

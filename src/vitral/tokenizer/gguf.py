@@ -109,7 +109,7 @@ def _list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
     if value is None:
         raise TokenizerError(f"the GGUF file has no {_PREFIX + key!r}; a vocabulary needs it, convert the model anew")
     value = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(value, list) or not {type(item) for item in value} <= {kind}:
+    if not isinstance(value, list) or not set(map(type, value)) <= {kind}:
         raise TokenizerError(f"the GGUF key {_PREFIX + key!r} must be a list of {kind.__name__}")
     if len(value) > 2 * MOST_PIECES:
         raise TokenizerError(

@@ -14,7 +14,7 @@ from vitral.errors import TemplateError, TokenizerError
 from vitral.tokenizer import chat
 from vitral.tokenizer.special import Specials
 from vitral.tokenizer.stream import SpaceRule, TextStream
-from vitral.tokenizer.vocab import Kind, Vocabulary
+from vitral.tokenizer.vocab import NEVER_TEXT, Kind, Vocabulary
 
 __all__ = ["END_OF_TURN", "Codec", "Tokenizer"]
 
@@ -298,4 +298,4 @@ def token_ids_by_text(vocabulary: Vocabulary, texts: Iterable[str]) -> frozenset
 
 def is_control(kind: Kind) -> bool:
     """Whether plain text never becomes a piece of this kind."""
-    return kind in (Kind.CONTROL, Kind.UNKNOWN)
+    return kind in NEVER_TEXT

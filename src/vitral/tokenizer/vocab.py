@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
+from itertools import accumulate, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitral.errors import TokenizerError
 
 __all__ = [
     "MOST_PIECES",
+    "NEVER_TEXT",
     "SPACE_MARK",
     "Kind",
     "Vocabulary",
     "byte_alphabet",
     "byte_piece",
     "from_byte_alphabet",
+    "from_byte_alphabets",
     "from_space_mark",
     "looks_like_control",
 ]
@@ -44,6 +50,9 @@ class Kind(IntEnum):
     USER = 4  # matched in any text before the merges begin
     UNUSED = 5
     BYTE = 6
+
+
+NEVER_TEXT = (Kind.CONTROL, Kind.UNKNOWN)  # kinds that plain text never becomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +87,7 @@ class Vocabulary:
         """
         found: dict[str, int] = {}
         for index, kind in enumerate(self.kinds):
-            if (kind is Kind.CONTROL or kind is Kind.UNKNOWN) and self.pieces[index]:
+            if kind in NEVER_TEXT and self.pieces[index]:
                 found.setdefault(self.pieces[index], index)
         return found
 
@@ -130,6 +139,25 @@ def from_byte_alphabet(piece: str) -> bytes:
         return piece.encode("utf-8", "surrogatepass")
 
 
+@cache
+def _by_code() -> NDArray[np.int16]:
+    """The byte of each UTF-16 code of the alphabet, (65536,); -1 for all others."""
+    table = np.full(1 << 16, -1, np.int16)
+    for byte, character in byte_alphabet().items():
+        table[ord(character)] = byte
+    return table
+
+
+def from_byte_alphabets(pieces: Sequence[str]) -> list[bytes]:
+    """`from_byte_alphabet` of every piece, by one look-up for all where all are of the alphabet."""
+    codes = np.frombuffer("".join(pieces).encode("utf-16-le", "surrogatepass"), "<u2")
+    found = _by_code()[codes]
+    if found.size and found.min() < 0:
+        return [from_byte_alphabet(piece) for piece in pieces]
+    data = found.astype(np.uint8).tobytes()
+    return [data[start:end] for start, end in pairwise(accumulate(map(len, pieces), initial=0))]
+
+
 def byte_piece(piece: str) -> int | None:
     """The byte that a SentencePiece byte piece stands for, or None.
 
@@ -154,5 +182,5 @@ def from_space_mark(piece: str, kind: Kind) -> bytes:
         if byte is None:
             raise TokenizerError(f"byte piece {piece!r}; allowed: <0x00> to <0xFF>")
         return bytes([byte])
-    text = piece if kind in (Kind.CONTROL, Kind.UNKNOWN) else piece.replace(SPACE_MARK, " ")
+    text = piece if kind in NEVER_TEXT else piece.replace(SPACE_MARK, " ")
     return text.encode("utf-8", "surrogatepass")
