@@ -60,6 +60,7 @@ def load(
     isa: str | None = None,
     verify_key: str | Path | None = None,
     speculation: bool = True,
+    memory_bytes: int | None = None,
 ) -> LanguageModel:
     """Open a model by path, short name or `hf:owner/name`, ready to generate.
 
@@ -69,6 +70,7 @@ def load(
     kv_type: what keys and values are kept as, "f16" or "f32". It changes the logits' last bits.
     isa: the instruction set; VITRAL_ISA, or the best that this machine has. It never changes a bit.
     speculation: whether answers may guess ahead where text repeats. It never changes a bit either.
+    memory_bytes: the most that weights and cache may take; what is free if that is less, or nothing is said.
     verify_key: a public key (PEM) with which the model's signature must fit; VITRAL_VERIFY_KEY, or none.
 
     What a scan refuses is not loaded (`vitral.provenance.gate`): UnsafeFile. A signature that does not
@@ -85,6 +87,7 @@ def load(
         kv_type=kv_type,
         isa=isa,
         speculation=speculation,
+        memory_bytes=memory_bytes,
     )
 
 
@@ -96,10 +99,11 @@ def of_checkpoint(
     kv_type: str = "f16",
     isa: str | None = None,
     speculation: bool = True,
+    memory_bytes: int | None = None,
 ) -> LanguageModel:
     """The same for a checkpoint that is already open: its weights may have been changed on the way."""
     from vitral import native  # the rest of this module needs neither C++ nor a checkpoint
-    from vitral.engine.memory import PAGE_SIZE, plan_cache
+    from vitral.engine.memory import PAGE_SIZE, available_bytes, plan_cache
     from vitral.engine.native import NativeForward, native_model
 
     settings = read_settings()
@@ -109,7 +113,9 @@ def of_checkpoint(
         raise SettingsError(f"threads is {threads!r}; allowed: a whole number from 1 to 1024")
     isa = native.choose(isa or settings.isa)
     tokenizer = tokenizer_of(checkpoint)
-    plan = plan_cache(checkpoint.spec, checkpoint.weights.n_bytes(), kv_type, context_length)
+    free = available_bytes()
+    available = free if memory_bytes is None else min(free, memory_bytes)
+    plan = plan_cache(checkpoint.spec, checkpoint.weights.n_bytes(), kv_type, context_length, available)
     model = native_model(
         checkpoint.spec, checkpoint.weights, threads=threads, isa=isa, context_length=plan.context_length
     )

@@ -69,10 +69,10 @@ def live(folder: Path, *arguments: str, **environment: str) -> Iterator[Live]:
         text += line
         if line.startswith("}"):
             break
-    if not text:
+    told = json.loads(text or "{}")
+    if "url" not in told:
         log.seek(0)
-        raise AssertionError(f"the server did not start: {log.read()[-2000:]}")
-    told = json.loads(text)
+        raise AssertionError(f"the server did not start: {text} {log.read()[-2000:]}")
     server = Live(process, told["url"], folder, told["models"])
     try:
         yield server

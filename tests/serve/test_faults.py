@@ -79,8 +79,8 @@ def test_killing_the_worker_in_mid_stream_is_told_and_healed(start: Callable[...
         for line in response.iter_lines():
             if line:
                 events.append(line.removeprefix("data: "))
-            if len(events) == 2:
-                os.kill(worker, signal.SIGKILL)
+                if len(events) == 2:
+                    os.kill(worker, signal.SIGKILL)
     assert json.loads(events[-1])["error"]["code"] == "engine_lost"  # and no [DONE]
     assert server.http.get("/health").status_code == 503
     refused = server.post("/v1/completions", SHORT)

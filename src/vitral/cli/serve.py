@@ -39,6 +39,11 @@ def serve(
     keep_days: Annotated[
         int | None, typer.Option(min=1, help="Days that records' bodies are kept; for ever if not said.")
     ] = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(help="Memory that all models may take, such as 6GB or a number of bytes; no limit if not said."),
+    ] = None,
+    pin: Annotated[list[str] | None, typer.Option(help="With --memory-budget: a model that stays in memory.")] = None,
     queue_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of work taken on at once; more get 429.")
     ] = None,
@@ -74,6 +79,12 @@ def serve(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     adapters = tuple(_adapter(each) for each in adapter or ())
     names = models or ["smollm2:135m"]
+    budget = None if memory_budget is None else _bytes(memory_budget)
+    pinned = frozenset(pin or ())
+    if pinned and budget is None:
+        raise SettingsError("--pin needs --memory-budget: without one every model stays in memory")
+    if not pinned <= set(names):
+        raise SettingsError(f"--pin is {min(pinned - set(names))!r}; allowed: the models, {', '.join(names)}")
 
     def tell(url: str) -> None:
         if as_json:
@@ -99,6 +110,8 @@ def serve(
             queue_tokens=queue_tokens,
             queue_requests=queue_requests,
             limits=Limits(drain_s=drain),
+            memory_budget=budget,
+            pinned=pinned,
         ),
         tell,
     )
@@ -109,6 +122,23 @@ def _adapter(text: str) -> tuple[str, str]:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or not path:
         raise SettingsError(f"--adapter is {text!r}; expected NAME=PATH, the name of letters, digits, . _ -")
     return name, path
+
+
+def _bytes(text: str) -> int:
+    """A size in bytes; KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.
+
+    >>> _bytes("1.5GB"), _bytes("2 GiB"), _bytes("4096")
+    (1500000000, 2147483648, 4096)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMG])(i)?B?|B)?", text.strip(), re.IGNORECASE)
+    if match is None or (size := _scaled(*match.groups())) < 1:
+        raise SettingsError(f"--memory-budget is {text!r}; expected a size such as 6GB, 512MiB or 6000000000")
+    return size
+
+
+def _scaled(number: str, unit: str | None, binary: str | None) -> int:
+    power = " KMG".index(unit.upper()) if unit else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def _welcome(url: str, model: str) -> str:

@@ -22,6 +22,7 @@ class LoadedAdapter:
     number: int
     name: str
     digest: str
+    n_bytes: int = 0
 
     def salt(self, salt: bytes) -> bytes:
         """A request's salt with this adapter: its keys and values are other ones."""
@@ -60,7 +61,7 @@ class Adapters:
         with self._lock:
             if name in self._loaded:
                 raise RequestError(f"an adapter is called {name} already; unload it first, or choose another name")
-            loaded = LoadedAdapter(self._next, name, adapter.digest)
+            loaded = LoadedAdapter(self._next, name, adapter.digest, adapter.n_bytes)
             self._forward.set_adapter(loaded.number, adapter.parts)
             self._next += 1
             self._loaded[name] = loaded

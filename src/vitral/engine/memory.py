@@ -21,10 +21,11 @@ _KV_BYTES = {"f16": 2.0, "f32": 4.0}
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """Tokens of the longest request, and pages for all requests together."""
+    """Tokens of the longest request, pages for all requests together, and bytes of weights, cache and process."""
 
     context_length: int
     n_pages: int
+    total_bytes: int
 
 
 def plan_cache(
@@ -34,7 +35,7 @@ def plan_cache(
 
     Without a wish the context is the model's, at most 8192 tokens, and at most what half of the memory
     left beside the weights holds. The cache has room for up to four such contexts if they fit there;
-    memory that is never used is never taken.
+    memory that is never used is never taken. `available` is what the model may take, by default what is free.
 
     Raises SettingsError for a kv_type or length that cannot be, HardwareError with the numbers if memory
     is too small.
@@ -58,10 +59,11 @@ def plan_cache(
     if pages * PAGE_SIZE * per_token > room:
         raise HardwareError(
             f"weights ({_mb(needed)}) and a cache for {context_length} tokens ({_mb(pages * PAGE_SIZE * per_token)}) "
-            f"need more than the {_mb(available)} of memory that are free: choose a smaller context_length, "
-            "a smaller weight type, or close other programs"
+            f"need more than the {_mb(available)} of memory that it may take: choose a smaller context_length, "
+            "a smaller weight type, or give it more"
         )
-    return CachePlan(context_length, max(pages, min(4 * pages, room // 2 // per_token // PAGE_SIZE)))
+    pages = max(pages, min(4 * pages, room // 2 // per_token // PAGE_SIZE))
+    return CachePlan(context_length, pages, needed + pages * PAGE_SIZE * per_token)
 
 
 def available_bytes() -> int:

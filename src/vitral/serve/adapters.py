@@ -28,10 +28,20 @@ async def load(call: Call) -> Response:
     body: AdapterBody = call.body
     model = _base(call)
     model.need("adapters", "loading an adapter")
-    try:
-        digest = await model.engine.load_adapter(body.name, body.path)
-    except (FormatError, ModelNotFound) as error:  # TensorMismatch among them: no module matches, or another base
-        raise ApiError(400, "invalid_adapter", str(error), param="path") from None
+    async with model.place.used():
+        try:
+            digest = await model.engine.load_adapter(body.name, body.path)
+        except (FormatError, ModelNotFound) as error:  # TensorMismatch among them: no module matches, or another base
+            raise ApiError(400, "invalid_adapter", str(error), param="path") from None
+        if not await call.service.models.residency.grow(model.place):
+            await model.engine.unload_adapter(body.name)
+            raise ApiError(
+                400,
+                "memory_budget",
+                f"with the adapter {model.name} would exceed the memory budget beside what is in use; "
+                "unload others, or raise --memory-budget",
+                param="path",
+            )
     return json_response({"id": f"{model.name}:{body.name}", "object": "adapter", "digest": digest})
 
 

@@ -23,13 +23,17 @@ class Canary:
         self._asked: dict[str, asyncio.Task[str | None]] = {}
 
     async def ask(self, model: Model) -> str | None:
-        """What is wrong with the engine, or None. Callers at the same time share one answer."""
+        """What is wrong with the engine of a loaded model, or None. Callers at the same time share one answer."""
         task = self._asked.get(model.name)
         if task is None or task.done():
             task = self._asked[model.name] = asyncio.ensure_future(self._ask(model))
         return await asyncio.shield(task)
 
     async def _ask(self, model: Model) -> str | None:
+        with model.place.kept():
+            return await self._decoded(model)
+
+    async def _decoded(self, model: Model) -> str | None:
         prompt = (model.tokenizer.bos_id or 0, *range(1, 4))
         events: asyncio.Queue[EngineEvent] = asyncio.Queue()
         params = SamplingParams(max_tokens=CANARY_TOKENS, seed=0)

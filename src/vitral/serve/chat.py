@@ -245,13 +245,13 @@ def _finish(reason: str | None, speaker: Speaker) -> str:
 
 async def _stream(run: Run, model: Model, body: ChatBody, speakers: Sequence[Speaker]) -> AsyncGenerator[bytes, None]:
     """Chunks; what all have in common is encoded once."""
-    start = json.dumps(_head(run, model, "chat.completion.chunk"), ensure_ascii=False, separators=(",", ":"))[:-1]
     end = ',"usage":null}\n\n' if body.wants_usage else "}\n\n"
 
     def chunk(choice: str) -> bytes:
         return f'data: {start},"choices":[{choice}]{end}'.encode()
 
     async with run:
+        start = json.dumps(_head(run, model, "chat.completion.chunk"), ensure_ascii=False, separators=(",", ":"))[:-1]
         begun: set[int] = set()
         async for piece in run.pieces():
             if piece.index not in begun:

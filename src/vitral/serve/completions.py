@@ -132,9 +132,9 @@ def _head(run: Run, model: Model) -> dict[str, Any]:
 
 
 async def _stream(run: Run, model: Model, body: CompletionBody) -> AsyncGenerator[bytes, None]:
-    start = json.dumps(_head(run, model), ensure_ascii=False, separators=(",", ":"))[:-1]
     end = ',"usage":null}\n\n' if body.wants_usage else "}\n\n"
     async with run:
+        start = json.dumps(_head(run, model), ensure_ascii=False, separators=(",", ":"))[:-1]
         offsets = [0] * len(run.progress)
         async for piece in run.pieces():
             logprobs = None

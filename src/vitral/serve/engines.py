@@ -8,14 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from vitral.engine.request import FinishReason, SamplingParams, TokenScore
 from vitral.errors import VitralError
 
-__all__ = ["Ability", "Ask", "Ended", "EngineEvent", "Facts", "Hidden", "ModelEngine", "OnEvent", "Scored", "Token"]
+__all__ = [
+    "ABILITIES",
+    "Ability",
+    "Ask",
+    "Ended",
+    "EngineEvent",
+    "Facts",
+    "Hidden",
+    "ModelEngine",
+    "OnEvent",
+    "Scored",
+    "Token",
+]
 
 Ability = Literal["generate", "prompt_logprobs", "hidden", "digests", "replay", "constraints", "adapters"]
+ABILITIES: frozenset[Ability] = frozenset(get_args(Ability))
+"""All that there are; the native engine has them."""
 Pooling = Literal["mean", "last"]
 
 
@@ -76,7 +90,10 @@ OnEvent = Callable[[EngineEvent], None]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an engine is. `digests` of weights; `kernels` chosen and why; `memory` in bytes by use. `adapters`: digests by name."""
+    """What an engine is. `digests` of weights; `kernels` chosen and why; `adapters`: digests by name.
+
+    memory: bytes by use: weights, cache, and "adapter:NAME" of each adapter.
+    """
 
     context_length: int
     vocab_size: int

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from vitral.serve.models import Models
+
 __all__ = ["Metrics"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -30,9 +32,38 @@ class Metrics:
         self.engine_deaths = Gauge(
             "vitral_engine_deaths", "Times that the engine's process ended by itself", ["model"], registry=self.registry
         )
+        self.model_loaded = Gauge(
+            "vitral_model_loaded", "Whether the model is in memory", ["model"], registry=self.registry
+        )
+        self.model_loads = Gauge(
+            "vitral_model_loads", "Times that the model was loaded", ["model"], registry=self.registry
+        )
+        self.model_evictions = Gauge(
+            "vitral_model_evictions", "Times that the model made room for another", ["model"], registry=self.registry
+        )
+        self.model_bytes = Gauge(
+            "vitral_model_reserved_bytes", "Memory that the model takes while loaded", ["model"], registry=self.registry
+        )
+        self.budget_bytes = Gauge(
+            "vitral_memory_budget_bytes", "Memory for all models; 0 for no limit", registry=self.registry
+        )
         self.tokens_in_flight = Gauge("vitral_tokens_in_flight", "Tokens of admitted requests", registry=self.registry)
         self.sequences_in_flight = Gauge("vitral_sequences_in_flight", "Admitted sequences", registry=self.registry)
         self.connections = Gauge("vitral_connections", "Open connections", registry=self.registry)
+
+    def note_models(self, models: Models) -> None:
+        """How the models are now. An engine that is not loaded is neither up nor down."""
+        self.budget_bytes.set(models.residency.budget_bytes or 0)
+        self.engine_up.clear()
+        for model in models:
+            place = model.place
+            if place.is_here:
+                self.engine_up.labels(model.name).set(model.engine.is_up)
+            self.engine_deaths.labels(model.name).set(model.engine.deaths)
+            self.model_loaded.labels(model.name).set(place.is_here)
+            self.model_loads.labels(model.name).set(place.loads)
+            self.model_evictions.labels(model.name).set(place.evictions)
+            self.model_bytes.labels(model.name).set(place.reserved_bytes)
 
     def count(self, model: str, usage: tuple[int, int, int], total_s: float) -> None:
         """A finished request's tokens and time."""

@@ -10,26 +10,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vitral.formats.checkpoint import open_checkpoint
-from vitral.hub import admitted
-from vitral.language_model import tokenizer_of
 from vitral.serve.engines import Ability, Facts, ModelEngine
 from vitral.serve.faults import ApiError
+from vitral.serve.residency import Place, Residency
 from vitral.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Model", "Models", "open_model"]
+__all__ = ["Model", "Models", "public_name"]
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model by the name that clients use; with an adapter that is `base:adapter`.
 
-    source: where its weights are. adapter_digest: of the adapter when it was asked for; a name may mean another one later.
+    place: in memory or not. source: where its weights are. adapter_digest: of the adapter when it was asked for; a name may mean another one later.
     """
 
     name: str
     tokenizer: Tokenizer
     engine: ModelEngine
+    place: Place
     adapter: str | None = None
     adapter_digest: str | None = None
     source: str | None = None
@@ -68,11 +67,6 @@ class Model:
         return "fp_" + hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_model(name: str, engine: ModelEngine) -> Model:
-    """A model from the store or a path; its weights are the engine's matter, its tokenizer is read here."""
-    return Model(public_name(name), tokenizer_of(open_checkpoint(admitted(name))), engine, source=name)
-
-
 def public_name(name: str) -> str:
     """What clients call it: the name as given, or the last part of a path.
 
@@ -84,9 +78,10 @@ def public_name(name: str) -> str:
 
 
 class Models:
-    """All of them, by name."""
+    """All of them, by name, and which are in memory."""
 
-    def __init__(self, models: Iterable[Model]) -> None:
+    def __init__(self, models: Iterable[Model], residency: Residency) -> None:
+        self.residency = residency
         self._models = {model.name: model for model in models}
 
     def __iter__(self) -> Any:

@@ -35,22 +35,22 @@ class WorkerOptions:
     kv_type: str = "f16"
     isa: str | None = None
     adapters: tuple[tuple[str, str], ...] = ()
+    memory_bytes: int | None = None
 
 
 class NativeWorker:
-    """A ModelEngine in another process."""
+    """A ModelEngine in another process. `expected`: its facts before it has been loaded for the first time."""
 
-    def __init__(self, options: WorkerOptions) -> None:
+    def __init__(self, options: WorkerOptions, expected: Facts | None = None) -> None:
         self.options = options
         self._deaths = 0
-        self._facts: Facts | None = None
+        self._facts = expected
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._asked: dict[int, OnEvent] = {}
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._next = 0
         self._guard: asyncio.Task[None] | None = None
-        self._closing = False
 
     @property
     def facts(self) -> Facts:
@@ -76,11 +76,11 @@ class NativeWorker:
         self._guard = asyncio.create_task(self._watch(reader))
 
     async def close(self) -> None:
-        self._closing = True
-        self._lose("the server has stopped")
+        self._lose("the model was unloaded")
         if self._guard is not None:
             self._guard.cancel()
             await asyncio.gather(self._guard, return_exceptions=True)
+            self._guard = None
         await self._reap()
 
     def submit(self, ask: Ask, on_event: OnEvent) -> int:
@@ -96,15 +96,26 @@ class NativeWorker:
             self._writer.write(frame({"cancel": number}))
 
     async def load_adapter(self, name: str, path: str) -> str:
-        digest = str(await self._told("load", name, path))
+        digest, n_bytes = await self._told("load", name, path)
         self.options = replace(self.options, adapters=(*self.options.adapters, (name, path)))
-        self._facts = replace(self.facts, adapters={**self.facts.adapters, name: digest})
-        return digest
+        facts = self.facts
+        self._facts = replace(
+            facts,
+            adapters={**facts.adapters, name: str(digest)},
+            memory={**facts.memory, f"adapter:{name}": int(n_bytes)},
+        )
+        return str(digest)
 
     async def unload_adapter(self, name: str) -> None:
         self.options = replace(self.options, adapters=tuple(each for each in self.options.adapters if each[0] != name))
-        self._facts = replace(self.facts, adapters={k: v for k, v in self.facts.adapters.items() if k != name})
-        await self._told("unload", name)
+        facts = self.facts
+        self._facts = replace(
+            facts,
+            adapters={k: v for k, v in facts.adapters.items() if k != name},
+            memory={k: v for k, v in facts.memory.items() if k != f"adapter:{name}"},
+        )
+        if self._guard is not None:  # else it is not loaded, and will be without it
+            await self._told("unload", name)
 
     async def _told(self, what: str, *about: str) -> Any:
         if self._writer is None:

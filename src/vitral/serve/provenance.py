@@ -82,7 +82,8 @@ async def digest(call: Call) -> Response:
     """SHA-256 of each file of a served model, and the digest of its weights that the engine computed at load."""
     model = call.service.models.get(call.body.model)
     files = await asyncio.to_thread(lambda: digest_files(model_files(_path(call, call.body.model)), threads=1))
-    weights = model.facts.digests.get("weights")
+    async with model.place.used():
+        weights = model.facts.digests.get("weights")
     return json_response({"files": {name: asdict(one) for name, one in files.items()}, "weights": weights})
 
 

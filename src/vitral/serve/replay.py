@@ -104,6 +104,11 @@ def jobs_of(record: Mapping[str, Any]) -> list[Replayable]:
 async def replay_on(model: Model, record: Mapping[str, Any], tenant: str) -> Report:
     """Run a record on a served model, beside whatever else runs there."""
     model.need("replay", "replay of a record")
+    async with model.place.used():
+        return await _replayed(model, record, tenant)
+
+
+async def _replayed(model: Model, record: Mapping[str, Any], tenant: str) -> Report:
     outcome = []
     for job in jobs_of(record):
         events: asyncio.Queue[EngineEvent] = asyncio.Queue()

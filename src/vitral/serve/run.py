@@ -93,6 +93,7 @@ class Run:
         ]
         self._events: asyncio.Queue[tuple[int, EngineEvent]] = asyncio.Queue()  # at most what max_tokens allows
         self._place: AbstractContextManager[None] | None = None
+        self._has_model = False
         self._reserved = self._settled = False
         self._open = len(sequences)
         self._overdue: asyncio.TimerHandle | None = None
@@ -123,6 +124,8 @@ class Run:
         left_s = max(0.0, limit_s - (time.perf_counter() - self.began))
         self._overdue = asyncio.get_running_loop().call_later(left_s, self.stop, too_long)
         try:
+            await self.model.place.take()
+            self._has_model = True
             self._reserved = True  # also if we are cancelled while it is being written
             try:
                 await self._service.records.reserve(self.record, self._caller.tenant, worst)
@@ -166,6 +169,7 @@ class Run:
             if piece.finish is not None:
                 self._open -= 1
                 if not self._open:
+                    self._release_model()  # a slow reader does not hold it
                     await self._service.keep(self._settle())
             if piece.tokens or piece.text or piece.finish is not None:
                 yield piece
@@ -257,6 +261,7 @@ class Run:
         for progress in self.progress:
             if progress.finish is None:
                 self._cancel(progress)
+        self._release_model()
         self._service.runs.discard(self)
         if self._overdue is not None:
             self._overdue.cancel()
@@ -265,6 +270,11 @@ class Run:
             self._place = None
         if self._reserved and not self._settled:
             await self._service.keep(self._settle())
+
+    def _release_model(self) -> None:
+        if self._has_model:
+            self._has_model = False
+            self.model.place.release()
 
 
 def salt_of(tenant: str) -> bytes:

@@ -26,9 +26,11 @@ from vitral.serve.admission import Admission
 from vitral.serve.app import build_app
 from vitral.serve.canary import Canary
 from vitral.serve.metrics import Metrics
-from vitral.serve.models import Models, open_model
-from vitral.serve.native_worker import NativeWorker, WorkerOptions
+from vitral.serve.models import Models
+from vitral.serve.native_worker import WorkerOptions
+from vitral.serve.open_native import check_budget, open_native
 from vitral.serve.records import Content, Records
+from vitral.serve.residency import Residency
 from vitral.serve.service import Limits, Service
 from vitral.serve.store import Store
 
@@ -42,7 +44,11 @@ RECORDS_KEPT = 60.0  # seconds between two looks at what retention removes
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What `vitral serve` was asked for. queue_tokens, queue_requests: the work taken on at once, None for our choice."""
+    """What `vitral serve` was asked for. queue_tokens, queue_requests: the work taken on at once, None for our choice.
+
+    memory_budget: bytes that all engines together may take, None for no limit. pinned: models, named as in `models`,
+    that stay in memory.
+    """
 
     models: Sequence[WorkerOptions]
     folder: Path
@@ -55,6 +61,8 @@ class ServerOptions:
     queue_tokens: int | None = None
     queue_requests: int = 128
     limits: Limits = field(default_factory=Limits)
+    memory_budget: int | None = None
+    pinned: frozenset[str] = frozenset()
 
 
 def serve(options: ServerOptions, on_listening: Callable[[str], None] = lambda url: None) -> int:
@@ -73,13 +81,15 @@ async def _serve(options: ServerOptions, on_listening: Callable[[str], None]) ->
     store = Store(url, options.records_bytes)
     try:
         records = Records(store, options.content, options.keep_days)
-        models = [open_model(each.model, NativeWorker(each)) for each in options.models]
+        if options.memory_budget is not None:
+            check_budget(options.memory_budget)
+        residency = Residency(options.memory_budget)
+        models = [open_native(each, residency, pinned=each.model in options.pinned) for each in options.models]
         try:
-            for model in models:
-                await model.engine.start()
+            await residency.start()
             room = sum(model.facts.cache_tokens for model in models)
             service = Service(
-                models=Models(models),
+                models=Models(models, residency),
                 keys=keys,
                 records=records,
                 admission=Admission(options.queue_tokens or 4 * room, options.queue_requests),

@@ -78,7 +78,8 @@ class Service:
         return self.records.store
 
     def stop(self, why: str) -> None:
-        """End every running answer with a ShuttingDown."""
+        """End every running answer with a ShuttingDown, and every wait for a model."""
+        self.models.residency.stop(why)
         for run in list(self.runs):
             run.stop(ShuttingDown(why))
 

@@ -14,18 +14,20 @@ __all__ = ["engine", "health", "list_models", "metrics", "one_model", "ready"]
 
 
 async def health(call: Call) -> Response:
-    """Whether every engine decodes a canary now."""
+    """Whether every engine in memory decodes a canary now."""
     service = call.service
-    wrong = {model.name: await service.canary.ask(model) for model in service.models}
-    fine = not any(wrong.values())
-    status = {name: "ok" if error is None else error for name, error in wrong.items()}
+    status = {
+        model.name: (await service.canary.ask(model) or "ok") if model.place.is_here else "not loaded"
+        for model in service.models
+    }
+    fine = set(status.values()) <= {"ok", "not loaded"}
     return json_response({"status": "ok" if fine else "failing", "engines": status}, status=200 if fine else 503)
 
 
 async def ready(call: Call) -> Response:
     """Whether new work is taken."""
     draining = call.service.admission.draining
-    up = all(model.engine.is_up for model in call.service.models)
+    up = all(model.engine.is_up for model in call.service.models if model.place.is_here)
     state = "draining" if draining else "ready" if up else "engine restarting"
     return json_response({"status": state}, status=200 if state == "ready" else 503)
 
@@ -35,9 +37,7 @@ async def metrics(call: Call) -> Response:
     service = call.service
     service.metrics.tokens_in_flight.set(service.admission.tokens)
     service.metrics.sequences_in_flight.set(service.admission.requests)
-    for model in service.models:
-        service.metrics.engine_up.labels(model.name).set(model.engine.is_up)
-        service.metrics.engine_deaths.labels(model.name).set(model.engine.deaths)
+    service.metrics.note_models(service.models)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -50,6 +50,12 @@ async def engine(call: Call) -> Response:
             {
                 "model": model.name,
                 "up": model.engine.is_up,
+                "loaded": model.place.is_here,
+                "pinned": model.place.pinned,
+                "loads": model.place.loads,
+                "evictions": model.place.evictions,
+                "requests": model.place.users,
+                "reserved_bytes": model.place.reserved_bytes,
                 "fingerprint": model.fingerprint,
                 "context_length": facts.context_length,
                 "cache_tokens": facts.cache_tokens,
@@ -64,7 +70,9 @@ async def engine(call: Call) -> Response:
                 "memory_bytes": dict(facts.memory),
             }
         )
-    return json_response({"version": version(), "engines": found})
+    residency = call.service.models.residency
+    memory = {"budget_bytes": residency.budget_bytes, "reserved_bytes": residency.used_bytes}
+    return json_response({"version": version(), "memory": memory, "engines": found})
 
 
 async def list_models(call: Call) -> Response:

@@ -22,7 +22,7 @@ from vitral.language_model import LanguageModel, load
 from vitral.model.law import F32
 from vitral.serve.build import kernels_digest
 from vitral.serve.constraints import constraint_from
-from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Scored, Token
+from vitral.serve.engines import ABILITIES, Ask, Ended, EngineEvent, Hidden, Scored, Token
 from vitral.serve.wire import ask_from, error_to, event_to, frame, receive_frame
 
 __all__ = ["Worker", "identity_of", "main"]
@@ -121,7 +121,8 @@ class Worker:
 
     def _load(self, number: int, name: str, path: str) -> None:
         try:
-            reply = [number, self._model.load_adapter(name, path), None]
+            digest = self._model.load_adapter(name, path)
+            reply = [number, [digest, self._model.adapter(name).n_bytes], None]
         except VitralError as error:
             reply = [number, None, error_to(error)]
         except (OSError, ValueError) as error:
@@ -209,18 +210,19 @@ def identity_of(model: LanguageModel, name: str, kv_type: str) -> dict[str, Any]
 
 
 def facts_of(model: LanguageModel, options: dict[str, Any]) -> dict[str, Any]:
-    """What the server shall know of a loaded model, as plain data."""
+    """What the server shall know of a loaded model, its adapters included, as plain data."""
     from vitral import native
     from vitral.engine.native import NativeForward
 
     forward = model.engine.forward
     assert isinstance(forward, NativeForward)
     identity = identity_of(model, options["model"], options["kv_type"])
+    adapters = {name: model.adapter(name) for name in model.adapters}
     return {
         "context_length": model.context_length,
         "vocab_size": forward.vocab_size,
         "cache_tokens": forward.n_pages * forward.page_size,
-        "can": ["generate", "prompt_logprobs", "hidden", "digests", "replay", "constraints", "adapters"],
+        "can": sorted(ABILITIES),
         "digests": {"weights": identity["weights"]},
         "kernels": {
             **identity["kernels"],
@@ -228,7 +230,9 @@ def facts_of(model: LanguageModel, options: dict[str, Any]) -> dict[str, Any]:
                 {"name": s.name, "available": s.available, "why": s.reason} for s in native.instruction_sets()
             ],
         },
-        "memory": {"weights": forward.model.weight_bytes, "cache": int(forward.cache.nbytes)},
+        "memory": {"weights": forward.model.weight_bytes, "cache": int(forward.cache.nbytes)}
+        | {f"adapter:{name}": adapter.n_bytes for name, adapter in adapters.items()},
+        "adapters": {name: adapter.digest for name, adapter in adapters.items()},
     }
 
 
@@ -246,9 +250,11 @@ def main(arguments: list[str]) -> int:
             context_length=options["context_length"],
             kv_type=options["kv_type"],
             isa=options["isa"],
+            memory_bytes=options["memory_bytes"],
         )
-        adapters = {name: model.load_adapter(name, path) for name, path in options["adapters"]}
-        facts = facts_of(model, options) | {"adapters": adapters}
+        for name, path in options["adapters"]:
+            model.load_adapter(name, path)
+        facts = facts_of(model, options)
     except VitralError as error:
         connection.sendall(frame({"failed": error_to(error)}))
         return 2
