@@ -172,22 +172,25 @@ def test_openai_background_response_can_be_cancelled(client: openai.OpenAI) -> N
     assert client.responses.retrieve(response.id).status == "cancelled"
 
 
-def test_openai_batches_answer_each_line_and_the_same_again(client: openai.OpenAI) -> None:
+COMPLETIONS = [
+    {"model": TINY, "prompt": "Once", "max_tokens": 5} | extra for extra in ({}, {"n": 2}, {"temperature": 9})
+]
+RESPONSES = [{"model": CHAT, "input": "Hi", "max_output_tokens": 5} | extra for extra in ({}, {}, {"temperature": 9})]
+
+
+@pytest.mark.parametrize(("endpoint", "bodies"), [("/v1/completions", COMPLETIONS), ("/v1/responses", RESPONSES)])
+def test_openai_batches_answer_each_line_and_the_same_again(
+    client: openai.OpenAI, endpoint: Any, bodies: list[dict[str, Any]]
+) -> None:
     lines = [
-        {
-            "custom_id": f"line {i}",
-            "method": "POST",
-            "url": "/v1/completions",
-            "body": {"model": TINY, "prompt": "Once", "max_tokens": 5} | extra,
-        }
-        for i, extra in enumerate([{}, {"n": 2}, {"temperature": 9}])
+        {"custom_id": f"line {i}", "method": "POST", "url": endpoint, "body": body} for i, body in enumerate(bodies)
     ]
     data = "\n".join(map(json.dumps, lines)).encode()
 
     def run() -> tuple[list[Any], list[Any]]:
         file = client.files.create(file=("in.jsonl", io.BytesIO(data)), purpose="batch")
         assert client.files.content(file.id).read() == data
-        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+        batch = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
         end = time.monotonic() + 60
         while batch.status == "in_progress":
             assert time.monotonic() < end
@@ -208,9 +211,13 @@ def test_openai_batches_answer_each_line_and_the_same_again(client: openai.OpenA
     assert [each["custom_id"] for each in good] == ["line 0", "line 1"]
     assert bad[0]["response"]["body"]["error"]["param"] == "temperature"
     again, _ = run()
-    assert [each["response"]["body"]["choices"] for each in again] == [
-        each["response"]["body"]["choices"] for each in good
-    ]
+    assert [spoken(each) for each in again] == [spoken(each) for each in good]
+
+
+def spoken(line: dict[str, Any]) -> Any:
+    """What an answer in a batch's output says."""
+    body = line["response"]["body"]
+    return body["choices"] if "choices" in body else [each["content"] for each in body["output"]]
 
 
 def test_anthropic_messages_whole_streamed_and_counted(claude: anthropic.Anthropic) -> None:
@@ -254,6 +261,40 @@ def test_anthropic_tools_and_stop_sequences(claude: anthropic.Anthropic) -> None
     )
     assert stopped.stop_reason == "stop_sequence"
     assert stopped.stop_sequence in (" is", " a")
+
+
+@pytest.mark.parametrize("route", ["/v1/messages", "/v1/responses"])
+def test_a_seed_makes_messages_and_responses_that_come_again_to_the_bit(server: Live, route: str) -> None:
+    most = "max_tokens" if route == "/v1/messages" else "max_output_tokens"
+    said = {"messages": ASK} if route == "/v1/messages" else {"input": "What is a prism?"}
+
+    def ask(seed: int | None) -> tuple[Any, dict[str, Any]]:
+        answer = server.post(route, {"model": CHAT, most: 12, **said, "seed": seed})
+        assert answer.status_code == 200, answer.text
+        record = server.http.get(f"/v1/records/{answer.json()['record']}").json()
+        content = answer.json().get("content") or answer.json()["output"][0]["content"]
+        return content[0]["text"], record
+
+    text, record = ask(7)
+    again, twin = ask(7)
+    assert text == again
+    assert record["sequences"][0]["parameters"]["seed"] == "7"
+    assert record["sequences"][0]["logits"] == twin["sequences"][0]["logits"]
+    assert server.post(f"/v1/records/{record['id']}/replay", {}).json()["verdict"] == "EXACT"
+    others = {ask(seed)[0] for seed in (8, -1, None)}
+    assert others - {text}
+    assert ask(-1)[1]["sequences"][0]["parameters"]["seed"] == str(2**64 - 1)
+    refused = server.post(route, {"model": CHAT, most: 12, **said, "seed": 2**64})
+    assert refused.status_code == 400
+    assert "seed" in refused.json()["error"]["message"]
+
+
+def test_a_seed_goes_through_the_clients_of_others(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    seed: Any = {"extra_body": {"seed": 3}}
+    texts = [client.responses.create(model=CHAT, input="Hi", max_output_tokens=9, **seed).output_text for _ in range(2)]
+    assert texts[0] == texts[1]
+    said = [claude.messages.create(model=CHAT, messages=ASK, max_tokens=9, **seed).content[0] for _ in range(2)]
+    assert said[0] == said[1]
 
 
 def test_anthropic_errors_have_its_shape(claude: anthropic.Anthropic) -> None:

@@ -36,7 +36,7 @@ log = logging.getLogger("vitral.serve")
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 MOST_LINES = 50_000
 TOGETHER = 16  # lines at a time
-_SEEDED = ("/v1/chat/completions", "/v1/completions")
+_SEEDED = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 
 class BatchBody(Body):

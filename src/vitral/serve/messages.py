@@ -18,7 +18,7 @@ from vitral.serve.faults import ApiError, error_body, to_api
 from vitral.serve.models import Model
 from vitral.serve.records import new_id
 from vitral.serve.run import Job, Run
-from vitral.serve.sampling import Stop, seeds
+from vitral.serve.sampling import Seed, Stop, seeds
 from vitral.serve.sse import EventStream, event
 
 __all__ = ["CountBody", "MessagesBody", "count_tokens", "messages"]
@@ -104,7 +104,7 @@ class CountBody(Body):
 
 
 class MessagesBody(CountBody):
-    """Parameters of a message."""
+    """Parameters of a message. `seed` is ours."""
 
     max_tokens: Annotated[int, Field(ge=1)]
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -113,6 +113,7 @@ class MessagesBody(CountBody):
     stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     metadata: UserId | None = None
+    seed: Seed | None = None
 
 
 async def messages(call: Call) -> Response:
@@ -120,7 +121,7 @@ async def messages(call: Call) -> Response:
     body: MessagesBody = call.body
     model = call.service.models.get(body.model)
     prepared = await _prepare(model, body)
-    (seed,) = seeds(None, 1)
+    (seed,) = seeds(body.seed, 1)
     params = SamplingParams(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,

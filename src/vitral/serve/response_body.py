@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from vitral.serve.body import Body
 from vitral.serve.conversation import Form
-from vitral.serve.sampling import Metadata
+from vitral.serve.sampling import Metadata, Seed
 
 __all__ = ["ResponseBody", "plain_input"]
 
@@ -104,7 +104,7 @@ class TextOptions(Body):
 
 
 class ResponseBody(Body):
-    """Parameters of a response."""
+    """Parameters of a response. `seed` is ours."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     input: str | Annotated[list[Item], Field(min_length=1, max_length=4096)]
@@ -118,6 +118,7 @@ class ResponseBody(Body):
     background: bool | None = None
     metadata: Metadata | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
+    seed: Seed | None = None
     text: TextOptions | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseChoice | None = None

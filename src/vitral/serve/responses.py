@@ -124,7 +124,7 @@ class Answer:
         self.id = new_id("resp")
         self._call, self._body, self._model, self._said = call, body, model, said
         self._created = int(time.time())
-        (seed,) = seeds(None, 1)
+        (seed,) = seeds(body.seed, 1)
         params = SamplingParams(
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
@@ -217,6 +217,7 @@ class Answer:
             "background": bool(body.background),
             "store": body.store is not False,
             "user": body.user,
+            "seed": body.seed,
             "record": self.run.record,
         }
 

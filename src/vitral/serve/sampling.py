@@ -13,9 +13,10 @@ from vitral.errors import RequestError
 from vitral.serve.body import Body
 from vitral.serve.models import Model
 
-__all__ = ["Metadata", "SamplingBody", "Stop", "StreamOptions", "logit_bias", "seeds"]
+__all__ = ["Metadata", "SamplingBody", "Seed", "Stop", "StreamOptions", "logit_bias", "seeds"]
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
@@ -40,7 +41,7 @@ class SamplingBody(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
+    seed: Seed | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stream: bool | None = None
