@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ import pytest
 
 from tests.serve.conftest import TINY
 from tests.serve.live import Live, live, wait_until
+from vitral.model.spec import ModelSpec
 
 LONG = {"model": TINY, "prompt": "Once upon a time", "max_tokens": 490, "temperature": 1.0, "seed": 1}
 SHORT = {**LONG, "max_tokens": 4}
@@ -321,6 +324,27 @@ def test_an_adapter_is_a_model_of_its_own_in_the_same_batch(tmp_path: Path, tiny
         assert unknown.status_code == 404
 
 
+def refusals(folder: Path, spec: ModelSpec) -> dict[Path, str]:
+    """Adapters that do not fit a model, and what each refusal says."""
+    from tests.formats.test_adapters import random_parts, write_adapter_gguf, write_peft
+
+    config = {"r": 4, "lora_alpha": 8}
+    deep, wide = replace(spec, n_layers=spec.n_layers + 1), replace(spec, hidden_dim=2 * spec.hidden_dim)
+    deeper = random_parts(deep, rank=4)
+    wider = random_parts(wide, rank=4)
+    broken = write_peft(folder / "broken", wider, config)
+    (broken / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
+    other = f"blocks.{spec.n_layers}.attn.k.weight, which this model does not have; it was made for another base"
+    return {
+        write_peft(folder / "deeper", deeper, config): other,
+        write_adapter_gguf(folder / "deeper.gguf", deeper, deep, 8.0): other,
+        write_peft(folder / "wider", wider, config): r"the model's is \d+ x \d+; the adapter was made for another base",
+        write_peft(folder / "nothing", {}, config): "holds no tensors",
+        broken: "adapter_model.safetensors",
+        folder / "missing": "no adapter at",
+    }
+
+
 def test_adapters_come_and_go_while_requests_run(tmp_path: Path, tiny_path: str) -> None:
     from tests.formats.test_adapters import random_parts, write_adapter_gguf, write_peft
     from vitral.formats.checkpoint import open_checkpoint
@@ -329,7 +353,6 @@ def test_adapters_come_and_go_while_requests_run(tmp_path: Path, tiny_path: str)
     parts = random_parts(spec, rank=4, scale=2.0)
     peft = write_peft(tmp_path / "lora", parts, {"r": 4, "lora_alpha": 8})
     gguf = write_adapter_gguf(tmp_path / "lora.gguf", parts, spec, 8.0)
-    other = write_peft(tmp_path / "nothing", {}, {"r": 4, "lora_alpha": 8})
     with live(tmp_path, tiny_path) as server:
         adapters = f"/v1/models/{TINY}/adapters"
         long = {**SHORT, "max_tokens": 200, "temperature": 0}
@@ -354,9 +377,10 @@ def test_adapters_come_and_go_while_requests_run(tmp_path: Path, tiny_path: str)
             return server.post(adapters, {"name": "peft", "path": str(peft)}).status_code == 200
 
         wait_until(again)
-        for path in (other, tmp_path / "missing"):
-            refused = server.post(adapters, {"name": "x", "path": str(path)})
-            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "path")
+        for path, says in refusals(tmp_path, spec).items():
+            refused = server.post(adapters, {"name": "x", "path": str(path)}).json()["error"]
+            assert (refused["code"], refused["param"]) == ("invalid_adapter", "path")
+            assert re.search(says, refused["message"]), refused["message"]
         assert server.http.delete(f"{adapters}/x").status_code == 404
 
         os.kill(server.workers()[0], signal.SIGKILL)

@@ -10,14 +10,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from vitral.engine.digest import logits_digest
 from vitral.engine.request import Event, Finished, NewToken, PromptScored
-from vitral.errors import RequestError, VitralError
+from vitral.errors import FormatError, HardwareError, RequestError, VitralError
 from vitral.language_model import LanguageModel, load
 from vitral.model.law import F32
 from vitral.serve.build import kernels_digest
@@ -25,7 +27,7 @@ from vitral.serve.constraints import constraint_from
 from vitral.serve.engines import ABILITIES, Ask, Ended, EngineEvent, Hidden, Scored, Token
 from vitral.serve.wire import ask_from, error_to, event_to, frame, receive_frame
 
-__all__ = ["Worker", "identity_of", "main"]
+__all__ = ["Worker", "files_fault", "identity_of", "main"]
 
 
 class Worker:
@@ -121,12 +123,11 @@ class Worker:
 
     def _load(self, number: int, name: str, path: str) -> None:
         try:
-            digest = self._model.load_adapter(name, path)
+            with files_fault(f"the adapter {path}"):
+                digest = self._model.load_adapter(name, path)
             reply = [number, [digest, self._model.adapter(name).n_bytes], None]
         except VitralError as error:
             reply = [number, None, error_to(error)]
-        except (OSError, ValueError) as error:
-            reply = [number, None, error_to(RequestError(f"the adapter cannot be read: {error}"))]
         self._reply(reply)
 
     def _unload(self, number: int, name: str) -> None:
@@ -193,6 +194,31 @@ class Pooled:
         return Hidden(tuple((self._sum / (self._n if self._mean else 1)).tolist()))
 
 
+@contextmanager
+def files_fault(what: str) -> Iterator[None]:
+    """Errors of reading a file as typed ones: a value that no reader foresaw is the file's fault, not the request's.
+
+    Raises FormatError, HardwareError where memory ran out, and VitralError for a failure of ours, after its traceback.
+
+    >>> with files_fault("the adapter /a"):
+    ...     int("x")
+    Traceback (most recent call last):
+    vitral.errors.FormatError: the adapter /a cannot be read: ValueError: invalid literal for int() with base 10: 'x'
+    """
+    try:
+        yield
+    except VitralError:
+        raise
+    except MemoryError:
+        raise HardwareError(f"{what} does not fit into memory; choose a smaller one, or give it more") from None
+    except (OSError, ValueError, LookupError, OverflowError, RecursionError) as error:
+        traceback.print_exc()
+        raise FormatError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        traceback.print_exc()
+        raise VitralError(f"{what} could not be loaded: {type(error).__name__}; the log says how") from error
+
+
 def identity_of(model: LanguageModel, name: str, kv_type: str) -> dict[str, Any]:
     """The digests and kernels that decide a loaded model's bits, as records hold them."""
     from vitral.engine.native import NativeForward
@@ -244,16 +270,18 @@ def main(arguments: list[str]) -> int:
     if options is None:
         return 0
     try:
-        model = load(
-            options["model"],
-            threads=options["threads"],
-            context_length=options["context_length"],
-            kv_type=options["kv_type"],
-            isa=options["isa"],
-            memory_bytes=options["memory_bytes"],
-        )
+        with files_fault(f"the model {options['model']}"):
+            model = load(
+                options["model"],
+                threads=options["threads"],
+                context_length=options["context_length"],
+                kv_type=options["kv_type"],
+                isa=options["isa"],
+                memory_bytes=options["memory_bytes"],
+            )
         for name, path in options["adapters"]:
-            model.load_adapter(name, path)
+            with files_fault(f"the adapter {path}"):
+                model.load_adapter(name, path)
         facts = facts_of(model, options)
     except VitralError as error:
         connection.sendall(frame({"failed": error_to(error)}))
