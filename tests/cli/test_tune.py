@@ -15,6 +15,8 @@ import pytest
 from tests.cli.test_main import ROOT, vitral
 from tests.tune.conftest import write_chats, write_tiny
 from vitral.cli.main import _code
+from vitral.formats.checkpoint import open_checkpoint
+from vitral.provenance.lineage import read_lineage
 
 COMMANDS = ("init", "preview", "run", "resume", "export", "compare", "merge", "add", "upcycle")
 Said = pytest.CaptureFixture[str]
@@ -85,12 +87,19 @@ def test_models_merge_and_become_experts_and_adapters_add(place: Path, capsys: S
     assert found["experts"] == 2 and len(found["routing"]) == 2
     for made in ("half", "mix"):
         assert said(capsys, "run", place / f"{made}.gguf", "--prompt", "Hi", "--max-tokens", "3")
+        [step] = read_lineage(open_checkpoint(place / f"{made}.gguf"))
+        assert [parent["weights"] for parent in step.base] == [
+            open_checkpoint(m).weights.digest() for m in (base, other)
+        ]
     recipe = (place / "r.toml").read_text().replace("steps = 4", "steps = 1")
     (place / "one.toml").write_text(recipe)
     said(capsys, "tune", "run", place / "one.toml", "--out", place / "one")
     adapter = place / "one/adapter"
     args = ["--base", base, "--adapter", adapter, "--adapter", adapter, "--weight", "1", "--weight", "-1"]
     assert json.loads(said(capsys, "tune", "add", place / "sum", *args, "--json"))["rank"] == 32
+    assert len(json.loads((place / "sum" / "vitral.json").read_text())["data"]) == 2 * len(
+        json.loads((adapter / "vitral.json").read_text())["data"]
+    )
     assert "one each" in refused(capsys, "tune", "merge", place / "no.gguf", base, other, "--weight", "1")
     assert "two domains" not in refused(capsys, "tune", "upcycle", place / "no.gguf", base, other, "--domain", texts[0])
 

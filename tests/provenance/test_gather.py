@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,21 @@ import numpy as np
 import pytest
 
 from tests.provenance.cases import QUIET
+from tests.provenance.models import folder_model
 from vitral.errors import FormatError
+from vitral.formats.checkpoint import open_checkpoint
+from vitral.formats.convert import convert
 from vitral.formats.gguf_write import TensorToWrite, write_gguf
 from vitral.formats.quants import TYPES
+from vitral.formats.safetensors import write_safetensors
 from vitral.provenance.component import Component, Dossier
+from vitral.provenance.datasets import data_set
+from vitral.provenance.facts import gather as gather_facts
 from vitral.provenance.gather import gather
 from vitral.provenance.judge import judge
 from vitral.provenance.judgement import Outcome
+from vitral.provenance.lineage import lineage_metadata
+from vitral.provenance.terms import catalogue
 from vitral.provenance.use import MadeFrom
 
 SHARED = replace(QUIET, share_weights=True, modify=True, name="Llama-X")
@@ -125,6 +135,126 @@ def test_lineage_is_read_from_the_card_adapter_merge_and_gguf(tmp_path: Path) ->
     (tmp_path / "file").mkdir()
     file = gguf(tmp_path / "file" / "x.gguf", **keys)
     assert parts(gather(file, "m")) == {"meta-llama/Llama-3.2-1B": "base", "acme/answers": "dataset"}
+
+
+def safetensors(path: Path, notes: dict[str, str]) -> Path:
+    path.mkdir()
+    write_safetensors(path, [("x", "F32", (1, 4), lambda: np.zeros(16, np.uint8))], 1 << 30, notes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("notes", "licences"),
+    [
+        ({"general.license": "mit AND llama3.1"}, ("llama3.1", "mit")),
+        ({"modelspec.license": "Apache-2.0"}, ("apache-2.0",)),
+        ({"modelspec.license": "https://www.apache.org/licenses/LICENSE-2.0"}, ("apache-2.0",)),
+        ({"license": "other", "license_name": "mrl"}, ("mrl",)),
+        ({"license_link": "https://mistral.ai/licences/MNPL-0.1.md"}, ("mnpl",)),
+    ],
+)
+def test_a_safetensors_header_says_its_licence(
+    tmp_path: Path, notes: dict[str, str], licences: tuple[str, ...]
+) -> None:
+    found = gather(safetensors(tmp_path / "m", notes), "a-model")
+    assert own(found).licences == licences
+    assert all("__metadata__" in item.where for item in own(found).evidence)
+
+
+def test_a_whole_licence_in_a_safetensors_header_is_recognised(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "LICENSE").read_text("utf-8")
+    [item] = own(gather(safetensors(tmp_path / "a", {"modelspec.license": text}), "m")).evidence
+    assert (item.kind, item.licences, item.doubtful) == ("detected", ("apache-2.0",), False)
+    [link] = own(gather(safetensors(tmp_path / "b", {"license": "https://example.org/terms"}), "m")).evidence
+    assert link.licences == () and link.doubtful
+
+
+def test_a_safetensors_header_that_contradicts_the_card_is_seen(tmp_path: Path) -> None:
+    folder = card(safetensors(tmp_path / "m", {"license": "cc-by-nc-4.0"}), "license: mit")
+    judgement = judge(gather(folder, "a-model"), replace(QUIET, commercial=False))
+    assert judgement.outcome is Outcome.PERSON
+    assert any("disagrees" in question.text for question in judgement.of("question"))
+
+
+def test_what_a_safetensors_header_says_it_was_made_from_counts(tmp_path: Path) -> None:
+    notes = {"modelspec.merged_from": "meta-llama/Llama-3.1-8B, google/gemma-2-9b", "datasets": "[acme/answers]"}
+    assert parts(gather(safetensors(tmp_path / "m", notes), "m")) == {
+        "acme/answers": "dataset",
+        "google/gemma-2-9b": "merged",
+        "meta-llama/Llama-3.1-8B": "merged",
+    }
+
+
+def test_the_data_of_a_tuned_model_of_ours_counts(tmp_path: Path) -> None:
+    """Its base stands under Apache, its data under Llama 3.1: the name must begin with Llama."""
+    base = folder_model(tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (base / "LICENSE").unlink()
+    data = [{"name": "answers.jsonl", "sha256": "0" * 64, "licence": "llama3.1"}]
+    notes = lineage_metadata(open_checkpoint(base), "tune", {"loss": "sft"}, data=data)
+    for layout, out in (("gguf", tmp_path / "m.gguf"), ("safetensors", tmp_path / "m")):
+        convert(base, out, layout, notes=notes)  # type: ignore[arg-type]
+        judgement = judge(gather(out, "acme/Mixtral-Clinic"), replace(SHARED, name="Mixtral-Clinic"))
+        assert parts(judgement.dossier) == {"base": "base", "answers.jsonl": "dataset"}
+        assert [(duty.licence, duty.prefix) for duty in judgement.unmet] == [("llama3.1", "Llama")]
+        found = gather_facts(out)
+        assert [(one.name, one.licence) for one in found.related if one.kind == "dataset"] == [
+            ("answers.jsonl", "llama3.1")
+        ]
+        assert found.licences == ("apache-2.0",)
+
+
+def test_the_record_beside_an_adapter_of_ours_counts(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/models/mistral-7b"})
+    )
+    record = {"base": "/models/mistral-7b", "base_licence": "apache-2.0", "data_licence": "cc-by-nc-4.0"}
+    record |= {"data": [{"path": "/data/chats.jsonl", "sha256": "0" * 64}]}
+    (tmp_path / "vitral.json").write_text(json.dumps(record))
+    found = gather(tmp_path, "acme/lora")
+    assert own(found).role == "adapter"
+    assert {part.name: part.licences for part in found.components[1:]} == {
+        "mistral-7b": ("apache-2.0",),
+        "chats.jsonl": ("cc-by-nc-4.0",),
+    }
+    assert "commercial-data" in {each.clause for each in judge(found, SHARED).of("question")}
+
+
+@pytest.mark.parametrize(
+    ("data", "outcome", "clauses"),
+    [
+        ("databricks/databricks-dolly-15k", Outcome.PERSON, {"share-alike-of-model"}),
+        ("Anthropic/hh-rlhf", Outcome.DUTIES, set()),
+        ("tatsu-lab/alpaca", Outcome.PERSON, {"commercial-data", "third-party"}),
+        ("HuggingFaceH4/ultrachat_200k", Outcome.PERSON, {"third-party"}),
+        ("teknium/OpenHermes-2.5", Outcome.PERSON, {"third-party", "evidence"}),
+        ("allenai/tulu-3-sft-mixture", Outcome.PERSON, {"evidence"}),
+        ("someone/hh-rlhf", Outcome.PERSON, {"evidence"}),
+        ("acme/nobody-knows", Outcome.PERSON, {"evidence"}),
+    ],
+)
+def test_the_data_sets_that_a_card_names_are_in_the_verdict(
+    tmp_path: Path, data: str, outcome: Outcome, clauses: set[str]
+) -> None:
+    judgement = judge(gather(card(tmp_path, f"license: mit\ndatasets: [{data}]"), "acme/m"), SHARED)
+    assert judgement.outcome is outcome
+    assert {question.clause for question in judgement.of("question")} == clauses
+
+
+def test_who_asked_the_model_that_wrote_the_data_decides(tmp_path: Path) -> None:
+    use = replace(SHARED, competes=True, made_from=(MadeFrom("dataset", "tatsu-lab/alpaca", generated_by="you"),))
+    judgement = judge(gather(card(tmp_path, "license: mit\ndatasets: tatsu-lab/alpaca"), "acme/m", use), use)
+    assert judgement.outcome is Outcome.DENIED
+    assert {each.licence for each in judgement.of("denied")} == {"openai-tou"}
+
+
+def test_every_known_data_set_stands_under_licences_of_the_catalogue() -> None:
+    raw = tomllib.loads(resources.files("vitral.provenance").joinpath("datasets.toml").read_text("utf-8"))
+    for entry in raw["dataset"]:
+        known = data_set(entry["name"])
+        assert known is not None and {*known.licences, *filter(None, [known.written_by])} <= set(catalogue())
+        assert known.sure in ("primary", "quoted") and known.source
+        assert known.licences or known.writer, "an entry that says nothing"
 
 
 def test_a_model_without_a_label_inherits_its_bases_terms_without_a_doubt(tmp_path: Path) -> None:

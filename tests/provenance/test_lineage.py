@@ -13,7 +13,7 @@ from vitral.conversion import convert
 from vitral.errors import FormatError
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.gguf_write import write_gguf
-from vitral.provenance.lineage import KEY, lineage_metadata, read_lineage
+from vitral.provenance.lineage import KEY, lineage_metadata, read_lineage, steps_in
 
 
 def test_steps_are_kept_from_layout_to_layout(tmp_path: Path) -> None:
@@ -39,6 +39,21 @@ def test_the_fields_own_keys_are_written(tmp_path: Path) -> None:
     assert found["general.source.repo_url"] == "https://huggingface.co/a/b"
     [step] = json.loads(found[KEY])
     assert step["parameters"] == {"weights": [0.5, 0.5]}
+
+
+def test_every_parent_and_all_data_are_named(tmp_path: Path) -> None:
+    """The licence of a parent is that of its card, where no key of the model says one."""
+    first, second = (open_checkpoint(folder_model(tmp_path / name)) for name in "ab")
+    data = [{"name": "chats.jsonl", "sha256": "0" * 64, "licence": "cc-by-4.0"}]
+    found = lineage_metadata(first, "merge", {}, others=[second], data=data)
+    [step] = steps_in(found[KEY], tmp_path)
+    assert [(parent["name"], parent["licence"]) for parent in step.base] == [("a", "mrl"), ("b", "mrl")]
+    assert step.data == (data[0],)
+    assert found["general.license"] == "mrl"
+    (tmp_path / "b" / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert lineage_metadata(first, "merge", {}, others=[second])["general.license"] == "mrl AND mit"
+    (tmp_path / "b" / "README.md").unlink()
+    assert "general.license" not in lineage_metadata(first, "merge", {}, others=[second]), "its text is no known one"
 
 
 @pytest.mark.parametrize("text", ["[", "{}", "[1]", '[{"operation": 1}]', "[" * 5000])

@@ -11,6 +11,7 @@ from tests.tune.conftest import write_chats
 from vitral.errors import TuneError
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import convert
+from vitral.provenance.lineage import read_lineage
 from vitral.tune.adapter_files import load_adapter
 from vitral.tune.after import export_run, summary
 from vitral.tune.batch import Batch, Row
@@ -45,6 +46,15 @@ def test_exports_that_do_not_round_keep_all_of_the_tuning(
     assert kept.agreement == 1
     assert kept.tuned_loss < kept.base_loss
     assert kept.warning is None
+
+
+@pytest.mark.parametrize("form", ["safetensors", "gguf"])
+def test_a_merged_export_says_what_it_came_from(form: str, finished: Path, tmp_path: Path) -> None:
+    export_run(finished, tmp_path / f"out.{form}", form)  # type: ignore[arg-type]
+    [step] = read_lineage(open_checkpoint(tmp_path / f"out.{form}"))[-1:]
+    assert step.operation == "tune" and step.parameters["loss"] == "sft"
+    assert step.base[0]["weights"] == open_checkpoint(finished.parent / "base.gguf").weights.digest()
+    assert [each["name"] for each in step.data] == ["a.jsonl"]
 
 
 def test_requantising_to_the_bases_own_grid_undoes_the_tuning_and_says_so(finished: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from vitral.cli.tune_needs import need_torch
 from vitral.errors import DataError, TuneError
 
 if TYPE_CHECKING:
+    from vitral.conversion import Layout
     from vitral.formats.canonical import Checkpoint
     from vitral.tokenizer.tokenizer import Tokenizer
     from vitral.tune.batch import Row
@@ -44,7 +45,7 @@ def merge(
     opened = [_open(name) for name in models]
     _same_tokenizer(opened)
     merged = merge_models(opened, plan, _open(base) if base is not None else None)
-    _write(merged, opened[0], out, type)
+    _write(merged, opened, out, type, "merge", {"method": method, "weights": list(plan.weights)})
     _say(out, as_json, {"method": method, "models": models})
 
 
@@ -57,7 +58,8 @@ def add(
 ) -> None:
     """Add adapters, times numbers, into one."""
     need_torch()
-    from vitral.tune.adapter_files import save_peft
+    from vitral.provenance.lineage import licence_of
+    from vitral.tune.adapter_files import data_of, save_peft
     from vitral.tune.merging import add_adapters
 
     weights = weight or [1.0] * len(adapter)
@@ -71,6 +73,8 @@ def add(
     record = {
         "base": str(found.path),
         "base_digest": digest,
+        "base_licence": licence_of(found),
+        "data": [each for folder in adapter for each in data_of(folder)],
         "sum_of": [[str(a), w] for a, w in zip(adapter, weights, strict=True)],
     }
     save_peft(total, plan, out, record)
@@ -110,7 +114,7 @@ def upcycle(
         held = {name: rows[1::2] for name, rows in domains.items()}
         routers = routers_from_data(averaged(opened), {name: rows[::2] for name, rows in domains.items()})
     mixture = mix(opened, per_token, copies=copies, noise=noise, routers=routers, seed=seed)
-    _write(mixture, opened[0], out, type)
+    _write(mixture, opened, out, type, "upcycle", {"copies": copies, "noise": noise, "seed": seed})
     layers = routing_information(load_model(mixture), held, seed) if domain else []
     if as_json:
         print_json(
@@ -156,15 +160,22 @@ def _same_tokenizer(models: list[Checkpoint]) -> None:
             )
 
 
-def _write(made: Checkpoint, first: Checkpoint, out: Path, type: str) -> None:
+def _write(
+    made: Checkpoint, parents: list[Checkpoint], out: Path, type: str, operation: str, how: dict[str, Any]
+) -> None:
     from vitral.conversion import tokenizer_files
     from vitral.formats.convert import convert
+    from vitral.provenance.lineage import lineage_metadata
 
     if out.exists():
         raise TuneError(f"{out} is there already; give another path")
-    layout = "gguf" if out.suffix == ".gguf" else "safetensors"
+    layout: Layout = "gguf" if out.suffix == ".gguf" else "safetensors"
+    first, *others = parents
+    notes = lineage_metadata(first, operation, how, others=others)
     with progress_bar("tensors") as bar:
-        convert(replace(made), out, layout, type, progress=bar, tokenizer=tokenizer_files(first.path, layout))  # type: ignore[arg-type]
+        convert(
+            replace(made), out, layout, type, progress=bar, tokenizer=tokenizer_files(first.path, layout), notes=notes
+        )
 
 
 def _rows(path: Path, tokenizer: Tokenizer) -> list[Row]:

@@ -125,7 +125,9 @@ def _related(one: Related, inside: bool = False) -> dict[str, Any]:
     ref = f"{one.kind}:{one.name}"
     found: dict[str, Any] = {"type": kind, "bom-ref": f"ancestor:{one.name}" if inside else ref, "name": one.name}
     if one.licence:
-        found["licenses"] = [_licence(one.licence)]
+        found["licenses"] = [_licence(tag) for tag in one.licence.split(" AND ")]
+    if one.sha256:
+        found["hashes"] = [_hash(one.sha256)]
     if one.weights:
         found["properties"] = [{"name": "vitral:weights:sha256", "value": one.weights}]
     if one.url:

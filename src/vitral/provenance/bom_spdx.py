@@ -130,6 +130,8 @@ class _Writer:
         more: dict[str, Any] = {"name": one.name}
         if one.url is not None and "://" in one.url:
             more["software_downloadLocation"] = one.url
+        if one.sha256:
+            more["verifiedUsing"] = [_hash(one.sha256)]
         if one.kind == "dataset":
             found = self.add("dataset_DatasetPackage", ref, dataset_datasetType=["text"], **more)
             self.relate(model, "trainedOn", [found])

@@ -63,12 +63,14 @@ class Component:
     def disagrees(self) -> bool:
         """Whether the evidence names different licences for this one part.
 
-        Two labels that a converter joined with a comma agree: either way both are kept to.
+        Two labels that a converter joined with a comma agree: either way both are kept to. So do two texts that lie
+        side by side. A card and a header that say different things do not.
         """
-        found: dict[Kind, set[tuple[str, ...]]] = {}
+        found: dict[tuple[str, str], set[tuple[str, ...]]] = {}
         for item in self.evidence:
             if item.licences:
-                found.setdefault(item.kind, set()).add(item.licences)
+                place = item.where if item.kind == "declared" else ""
+                found.setdefault((item.kind, place), set()).add(item.licences)
         sets = list(found.values())
         return any(one != other for one in sets for other in sets)
 

@@ -6,6 +6,7 @@ Nothing is filled in that is not known: absent beats "unknown". Names and licenc
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -16,11 +17,14 @@ from vitral.errors import FormatError
 from vitral.formats.canonical import Checkpoint
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.json_text import read_object
+from vitral.formats.safetensors import read_notes
 from vitral.model.arithmetic import parameters
 from vitral.provenance.card import read_card
 from vitral.provenance.compare import tokenizer_in
+from vitral.provenance.datasets import data_set
 from vitral.provenance.digest import FileDigest, digest_files, model_files
 from vitral.provenance.lineage import Step, read_lineage
+from vitral.provenance.terms import catalogue
 from vitral.version import version
 
 __all__ = ["Facts", "Library", "Related", "gather"]
@@ -31,13 +35,17 @@ _LARGEST_LICENCE_TEXT = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Related:
-    """A model or data set that went into this one; `kind`: base, adapter or dataset."""
+    """A model or data set that went into this one; `kind`: base, adapter or dataset.
+
+    `weights` is the digest of a model's weights, `sha256` that of a data set's file.
+    """
 
     kind: str
     name: str
     licence: str | None = None
     weights: str | None = None
     url: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,7 @@ def gather(path: Path, progress: Callable[[int, int], object] | None = None) -> 
         weights=checkpoint.weights.digest(),
         spec={"type": "mixture-of-experts" if checkpoint.spec.moe else "dense", **_sizes(checkpoint)},
         parameters=parameters(checkpoint.spec).total,
-        licences=_licences(values, card),
+        licences=_licences(read_notes(path) if checkpoint.layout == "safetensors" else values, card),
         licence_texts=_licence_texts(folder) if path.is_dir() else {},
         related=tuple(_related(checkpoint, card, folder if path.is_dir() else None)),
         languages=_texts(values.get("general.languages") or card.get("language")),
@@ -131,7 +139,7 @@ def _licences(values: Mapping[str, Any], card: Mapping[str, Any]) -> tuple[str, 
         (card.get("license"), card.get("license_name")),
     ):
         for one in _texts(given):
-            for tag in one.split(","):
+            for tag in re.split(r",| AND ", one):
                 tag = tag.strip()
                 found.append(str(name) if tag.lower() == "other" and name else tag)
     return tuple(dict.fromkeys(tag for tag in found if tag))
@@ -160,8 +168,11 @@ def _related(checkpoint: Checkpoint, card: Mapping[str, Any], folder: Path | Non
             found.append(
                 Related("base", base.get("name", "?"), base.get("licence"), base.get("weights"), base.get("source"))
             )
+        for data in step.data:
+            found.append(Related("dataset", data.get("name", "?"), data.get("licence"), sha256=data.get("sha256")))
     found += [Related("base", name) for name in _texts(card.get("base_model"))]
-    found += [Related("dataset", name) for name in _texts(card.get("datasets") or values.get("general.datasets"))]
+    for name in (*_texts(card.get("datasets")), *_texts(values.get("general.datasets"))):
+        found.append(Related("dataset", name, _licence_of_data(name)))
     if folder is not None and (folder / "adapter_config.json").is_file():
         try:
             base_name = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
@@ -175,6 +186,14 @@ def _related(checkpoint: Checkpoint, card: Mapping[str, Any], folder: Path | Non
         if known is None or (one.weights and not known.weights):
             best[one.kind, one.name] = one
     return [best[key] for key in sorted(best)]
+
+
+def _licence_of_data(name: str) -> str | None:
+    """What the data set's own card was seen to say, for the maker's own name alone."""
+    known = data_set(name)
+    if known is None or known.name.lower() != name.lower() or known.sure != "primary":
+        return None
+    return " AND ".join(catalogue()[id].spdx for id in known.licences) or None
 
 
 def _libraries() -> list[Library]:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from vitral.formats.gguf import read_gguf
-from vitral.formats.json_text import read_object
+from vitral.formats.json_text import parse_object, read_object
+from vitral.formats.safetensors import read_notes
 from vitral.formats.sniff import kind_of
 from vitral.provenance.card import read_card, read_yaml
 from vitral.provenance.component import Component, Dossier, Evidence
+from vitral.provenance.datasets import data_set, of_data_set
 from vitral.provenance.detect import of_text
 from vitral.provenance.labels import checkpoint, of_label, of_link, of_name
+from vitral.provenance.lineage import KEY, steps_in
 from vitral.provenance.use import Role, Use
 
 __all__ = ["gather"]
@@ -26,6 +29,7 @@ _LICENCE_FILE = re.compile(r"(un)?(licen[cs]e|copying|use_policy|notice|model_li
 _CODE_FILE = re.compile(r"licen[cs]e[-_.]code", re.I)
 _UNSAFE = re.compile(r"abliterat|uncensored|jailbroken", re.I)
 _LARGEST = 2 << 20
+_LONGEST_LABEL = 300
 _MOST_PARTS = 200
 
 
@@ -46,9 +50,10 @@ class _Found:
         key = (role, name.lower())
         if not name or name.lower() == self.model.lower() or len(self.parts) >= _MOST_PARTS:
             return
-        known = checkpoint(name)
+        known = checkpoint(name) if role != "dataset" else None
+        said = of_data_set(name) if role == "dataset" else of_name(name)
         old = self.parts.get(key) or Component(
-            role, name, tuple(of_name(name)), known.multimodal if known else None, bool(_UNSAFE.search(name))
+            role, name, tuple(said), known.multimodal if known else None, bool(_UNSAFE.search(name))
         )
         self.parts[key] = replace(
             old, evidence=old.evidence + tuple(evidence), generated_by=generated_by or old.generated_by
@@ -67,6 +72,7 @@ def gather(path: Path | None, model: str, use: Use | None = None, declared: Mapp
         _read(Path(path), found)
     if use is not None:
         _stated(found, use)
+    _writers(found)
     parents = any(role in ("base", "adapter", "merged") for role, _ in found.parts)
     if not parents:
         found.own += of_name(found.model)
@@ -90,14 +96,28 @@ def _stated(found: _Found, use: Use) -> None:
         found.part(made.role, made.name or made.licence, said, made.generated_by)
 
 
+def _writers(found: _Found) -> None:
+    """The models that wrote known data sets, by whose terms whoever asked them was bound."""
+    for role, name in list(found.parts):
+        known = data_set(name) if role == "dataset" else None
+        if known is not None and known.writer:
+            part = found.parts[role, name]
+            where = f"what is known of {known.name}: {known.source}, read on {known.read}"
+            said = Evidence("catalogue", where, known.writer, (known.written_by,))
+            found.part("outputs", f"{known.writer}, which wrote {part.name}", [said], part.generated_by or "other")
+
+
 def _read(path: Path, found: _Found) -> None:
     folder = path if path.is_dir() else path.parent
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    models = [path] if path.is_file() else [file for file in files if file.suffix == ".gguf"][:1]
-    for file in models:
-        if kind_of(file) == "gguf":
+    for file in [path] if path.is_file() else _models(files):
+        kind = kind_of(file)
+        if kind == "gguf":
             found.read.append(file.name)
             _gguf(read_gguf(file).metadata, file.name, found)
+        elif kind == "safetensors" and (notes := read_notes(file)):
+            found.read.append(file.name)
+            _notes(notes, file, found)
     beside = " beside the file" if path.is_file() else ""
     for file in files:
         name, where = file.name.lower(), f"{file.name}{beside}"
@@ -112,10 +132,18 @@ def _read(path: Path, found: _Found) -> None:
         elif name in ("config.json", "adapter_config.json"):
             found.read.append(file.name)
             _config(read_object(file), found)
+        elif name == "vitral.json":
+            found.read.append(file.name)
+            _record(read_object(file), file.name, found)
         elif name in ("mergekit_config.yml", "mergekit_config.yaml"):
             found.read.append(file.name)
             for parent in _merged(read_yaml(file)):
                 found.part("merged", parent)
+
+
+def _models(files: Iterable[Path]) -> list[Path]:
+    """The first GGUF and the first safetensors file: what a model says of itself stands in each of its parts alike."""
+    return [file for suffix in (".gguf", ".safetensors") for file in [f for f in files if f.suffix == suffix][:1]]
 
 
 def _gguf(metadata: Mapping[str, Any], where: str, found: _Found) -> None:
@@ -128,6 +156,74 @@ def _gguf(metadata: Mapping[str, Any], where: str, found: _Found) -> None:
             url = _text(metadata.get(f"{key}.{at}.repo_url"))
             owner, title = (_text(metadata.get(f"{key}.{at}.{part}")) for part in ("organization", "name"))
             found.part(cast(Role, role), _repository(url) or "/".join(filter(None, (owner, title))).replace(" ", "-"))
+    for data in _texts(metadata.get("general.datasets")):
+        found.part("dataset", data)
+    _lineage(metadata.get(KEY), Path(where), found)
+    record = _text(metadata.get("vitral.record"))
+    if record:
+        found.is_adapter = True
+        _record(parse_object(record.encode(), f"{where}, vitral.record"), f"{where}, vitral.record", found)
+
+
+def _notes(notes: Mapping[str, str], file: Path, found: _Found) -> None:
+    """What a safetensors header says under `__metadata__`: our keys, ModelSpec's, and the plain ones.
+
+    ModelSpec (Stability-AI/ModelSpec 1.0) allows a name, a link or the whole text under `modelspec.license`.
+    """
+    for key in ("general.license", "modelspec.license", "license", "licence"):
+        said, where = notes.get(key, ""), f"{file.name}, __metadata__ {key}"
+        name = notes.get("license_name", "") if key == "license" else ""
+        if len(said) > _LONGEST_LABEL:
+            found.own += of_text(said, where, is_licence=True)
+        elif "://" in said:
+            found.own += list(of_link(said, where)) or [_unknown_link(said, where)]
+        else:
+            found.own += _labelled(said, name, where, found.model)
+    for key in ("general.license.link", "license_link"):
+        found.own += of_link(notes.get(key, ""), f"{file.name}, __metadata__ {key}")
+    for key, role in (("base_model", "base"), ("modelspec.merged_from", "merged"), ("datasets", "dataset")):
+        for name in re.split(r"[,;]", notes.get(key, "")):
+            found.part(cast(Role, role), name.strip(" []\"'"))
+    _lineage(notes.get(KEY), file, found)
+
+
+def _lineage(text: object, where: Path, found: _Found) -> None:
+    """The parents and the data that a model of ours records."""
+    for step in steps_in(text, where):
+        place = f"{where.name}, {KEY}, {step.operation}"
+        role: Role = "merged" if len(step.base) > 1 else "base"
+        for base in step.base:
+            name = _owner_name(base.get("source", "")) or base.get("name", "")
+            found.part(role, name, of_label(base.get("licence", ""), place, name))
+        for data in step.data:
+            found.part("dataset", data.get("name", ""), of_label(data.get("licence", ""), place))
+
+
+def _record(record: Mapping[str, Any], where: str, found: _Found) -> None:
+    """What a run of `vitral tune` leaves beside its result: base, data, and their licences."""
+    base = _short(_text(record.get("base")))
+    found.part("base", base, of_label(_text(record.get("base_licence")), f"{where}, base_licence", base))
+    licence = _text(record.get("data_licence"))
+    data = record.get("data")
+    for each in data if isinstance(data, list) else []:
+        if isinstance(each, dict):
+            said = _text(each.get("licence")) or licence
+            found.part("dataset", _short(_text(each.get("path"))), of_label(said, f"{where}, data_licence"))
+
+
+def _short(name: str) -> str:
+    """A name as owner/name, or the last part of a path on somebody's disk."""
+    name = name.rstrip("/")
+    return name if name.count("/") == 1 and not name.startswith((".", "/", "~")) else name.rsplit("/", 1)[-1]
+
+
+def _owner_name(source: str) -> str:
+    return source.removeprefix("hf:").partition("@")[0].partition(":")[0] if source.startswith("hf:") else ""
+
+
+def _unknown_link(link: str, where: str) -> Evidence:
+    why = ("the address of a licence that is not known: read it", "o endereço de uma licença desconhecida: leia-a")
+    return Evidence("linked", where, link[:_LONGEST_LABEL], (), None, *why, doubtful=True)
 
 
 def _card(facts: Mapping[str, Any], body: str, where: str, found: _Found) -> None:
@@ -154,7 +250,7 @@ def _labelled(label: str, name: str, where: str, model: str) -> Iterator[Evidenc
 def _config(config: Mapping[str, Any], found: _Found) -> None:
     if "peft_type" in config:
         found.is_adapter = True
-        found.part("base", _text(config.get("base_model_name_or_path")))
+        found.part("base", _short(_text(config.get("base_model_name_or_path"))))
     elif "model_type" in config or "architectures" in config:
         found.multimodal = any(key in config for key in ("vision_config", "audio_config", "vision_encoder"))
 

@@ -80,7 +80,11 @@ def expression(tag: str) -> str:
 
     >>> expression("llama3.1")
     'LicenseRef-llama3.1'
+    >>> expression("mit AND llama3.1")
+    'MIT AND LicenseRef-llama3.1'
     """
+    if " AND " in tag:
+        return " AND ".join(expression(part) for part in tag.split(" AND "))
     known = spdx_id(tag)
     if known is None:
         with suppress(LicenceError):

@@ -31,7 +31,7 @@ from vitral.tune.adapters import Dora, Lora, adapters_of
 from vitral.tune.forward import Transformer
 from vitral.tune.lora_plan import LoraPlan
 
-__all__ = ["load_adapter", "save_gguf_adapter", "save_peft"]
+__all__ = ["data_of", "load_adapter", "save_gguf_adapter", "save_peft"]
 
 _WEIGHTS, _CONFIG, _RECORD = "adapter_model.safetensors", "adapter_config.json", "vitral.json"
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?")
@@ -106,6 +106,15 @@ def load_adapter(model: Transformer, folder: Path, base_digest: str | None = Non
     for name, adapter in made.items():
         products[name].adapter = adapter
     return plan
+
+
+def data_of(folder: Path) -> list[dict[str, str]]:
+    """What the adapter in a PEFT folder of ours was trained on: path, SHA-256, licence; empty where it does not say."""
+    if not (folder / _RECORD).is_file():
+        return []
+    record = read_object(folder / _RECORD)
+    licence = {"licence": record["data_licence"]} if record.get("data_licence") else {}
+    return [licence | {str(key): str(value) for key, value in each.items()} for each in record.get("data", ())]
 
 
 def save_gguf_adapter(model: Transformer, plan: LoraPlan, path: Path, record: Mapping[str, Any]) -> None:

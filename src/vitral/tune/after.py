@@ -19,7 +19,7 @@ from vitral.tune.kept import Kept, measure_kept
 from vitral.tune.lora_plan import LoraPlan
 from vitral.tune.prepare import Prepared, prepare
 from vitral.tune.recipe import read_recipe
-from vitral.tune.record import ADAPTER, MODEL, read_record
+from vitral.tune.record import ADAPTER, MODEL, read_record, tuned_from
 
 __all__ = ["Exported", "Form", "export_run", "summary"]
 
@@ -66,7 +66,7 @@ def export_run(
     }
     if form == "gguf" or form == "safetensors":
         files = tokenizer_files(base.path, form)
-        write_merged(tuned, base, path, form, type, tokenizer=files, progress=progress)
+        write_merged(tuned, base, path, form, type, tokenizer=files, progress=progress, notes=tuned_from(base, record))
     elif plan is None:
         raise TuneError("the run tuned the whole model, so there is no adapter; export it as safetensors or gguf")
     elif form == "peft":

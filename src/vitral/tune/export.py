@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,13 +56,14 @@ def write_merged(
     type: str | None = None,
     tokenizer: TokenizerFiles | None = None,
     progress: Callable[[int, int], object] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the merged model: one GGUF file, or a folder of safetensors.
 
     `type` is a weight type or a mix for GGUF, F32, F16 or BF16 for safetensors; None gives float32 to
-    what changed and keeps the rest.
+    what changed and keeps the rest. `notes` say where it comes from (`record.tuned_from`).
     """
-    convert(merged_checkpoint(model, base), path, layout, type, progress=progress, tokenizer=tokenizer)
+    convert(merged_checkpoint(model, base), path, layout, type, progress=progress, tokenizer=tokenizer, notes=notes)
 
 
 def _merged(adapter: Lora, stored: Tensor) -> torch.Tensor:

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 
 from vitral.errors import TuneError
+from vitral.formats.canonical import Checkpoint
 from vitral.formats.json_text import read_object
+from vitral.provenance.lineage import licence_of, lineage_metadata
 from vitral.tune.prepare import Prepared
 
-__all__ = ["ADAPTER", "LOG", "MODEL", "RECORD", "begin_record", "check_same", "read_log", "read_record", "write_record"]
+__all__ = ["ADAPTER", "LOG", "MODEL", "RECORD", "begin_record", "check_same", "read_log", "read_record", "tuned_from"]
+__all__ += ["write_record"]
 
 RECORD, LOG = "record.json", "log.jsonl"
 ADAPTER, MODEL = "adapter", "model"  # what a run leaves: one of the two
@@ -34,7 +37,7 @@ def begin_record(prepared: Prepared, precision: str, processes: int, n_trained: 
         "base": str(base.path),
         "base_layout": base.layout,
         "base_digest": base.weights.digest(),
-        "base_licence": str(base.metadata.get("general.license", "")),
+        "base_licence": licence_of(base),
         "tokenizer_digest": prepared.tokenizer.digest,
         "template_digest": prepared.tokenizer.template_digest,
         "data": [{"path": path, "sha256": digest} for path, digest in sorted(set(files))],
@@ -50,6 +53,15 @@ def begin_record(prepared: Prepared, precision: str, processes: int, n_trained: 
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "estimate": asdict(prepared.estimate) | {"total_bytes": prepared.estimate.total_bytes},
     }
+
+
+def tuned_from(base: Checkpoint, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that a model tuned from `base` carries: its base, its data with their licence, and how it was tuned."""
+    licence = {"licence": record["data_licence"]} if record["data_licence"] else {}
+    data = [{"name": Path(each["path"]).name, "sha256": each["sha256"], **licence} for each in record["data"]]
+    method = record["recipe"]["method"]
+    how = {name: method[name] for name in ("loss", "tune")} | {"steps": record["steps"]}
+    return lineage_metadata(base, "tune", how, digest=record["base_digest"], data=data)
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from vitral.tune.lora_plan import LoraPlan
 from vitral.tune.policy import Policy, Precision
 from vitral.tune.prepare import Prepared, prepare
 from vitral.tune.recipe import Recipe, recipe_toml
-from vitral.tune.record import ADAPTER, LOG, MODEL, begin_record, check_same, read_record, write_record
+from vitral.tune.record import ADAPTER, LOG, MODEL, begin_record, check_same, read_record, tuned_from, write_record
 from vitral.tune.rewards import REWARDS
 from vitral.tune.rollouts import Rollouts
 from vitral.tune.served import engine_of
@@ -328,7 +328,8 @@ class _Run:
                 from vitral.conversion import tokenizer_files
 
                 write_merged(self.model, self.prepared.base, folder, "safetensors",
-                             tokenizer=tokenizer_files(self.prepared.base.path, "safetensors"))  # fmt: skip
+                             tokenizer=tokenizer_files(self.prepared.base.path, "safetensors"),
+                             notes=tuned_from(self.prepared.base, record))  # fmt: skip
                 (folder / "vitral.json").write_text(json.dumps(self._lineage(record), indent=2, default=str) + "\n")
             if self.head is not None and self.prepared.recipe.method.loss == "reward":
                 save_head(self.head, folder)
