@@ -44,6 +44,12 @@ def serve(
         typer.Option(help="Memory that all models may take, such as 6GB or a number of bytes; no limit if not said."),
     ] = None,
     pin: Annotated[list[str] | None, typer.Option(help="With --memory-budget: a model that stays in memory.")] = None,
+    traces: Annotated[
+        str | None, typer.Option(help="OpenTelemetry collector (OTLP over HTTP) that gets a span for each answer.")
+    ] = None,
+    semconv: Annotated[
+        str, typer.Option(help="With --traces: version of the GenAI conventions, 1.28 or 1.44.")
+    ] = "1.44",
     queue_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of work taken on at once; more get 429.")
     ] = None,
@@ -60,6 +66,7 @@ def serve(
     from vitral.serve.server import ServerOptions
     from vitral.serve.server import serve as run
     from vitral.serve.service import Limits
+    from vitral.serve.traces import exporting
     from vitral.settings import read_settings
 
     folder = folder or read_settings().home / "serve"
@@ -112,6 +119,7 @@ def serve(
             limits=Limits(drain_s=drain),
             memory_budget=budget,
             pinned=pinned,
+            traces=None if traces is None else exporting(traces, semconv),
         ),
         tell,
     )

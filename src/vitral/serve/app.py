@@ -108,7 +108,11 @@ class _Pipeline:
                 return await self._route.handler(self._call(caller, request, None))
             data = await read_json(request, self._service.limits.body)
             answers = self._route.recorded == "answer"
-            with self._service.admission.enter() if answers else contextlib.nullcontext():
+            traces = self._service.traces
+            with (
+                self._service.admission.enter() if answers else contextlib.nullcontext(),
+                traces.within(request.headers) if answers and traces is not None else contextlib.nullcontext(),
+            ):
                 body = validated(self._route.body, data, UNSUPPORTED)
                 return await until_disconnect(receive, self._route.handler(self._call(caller, request, body)))
         except VitralError as error:

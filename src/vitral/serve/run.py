@@ -27,6 +27,7 @@ from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Pooling, Score
 from vitral.serve.models import Model
 from vitral.serve.records import Generated, new_id
 from vitral.serve.service import Service
+from vitral.serve.traces import AnswerSpan
 
 __all__ = ["Job", "Piece", "Run", "salt_of"]
 
@@ -97,6 +98,8 @@ class Run:
         self._reserved = self._settled = False
         self._open = len(sequences)
         self._overdue: asyncio.TimerHandle | None = None
+        self._trace = service.traces.here() if service.traces is not None else None
+        self._span: AnswerSpan | None = None
 
     @property
     def usage(self) -> tuple[int, int, int]:
@@ -109,6 +112,18 @@ class Run:
         )
 
     async def __aenter__(self) -> Self:
+        if self._service.traces is not None and self._trace is not None:
+            first = self.progress[0].sequence
+            begin, n = self._service.traces.begin, len(self.progress)
+            self._span = begin(self._route, self.model.name, self.record, first.params, first.stops, n, self._trace)
+        try:
+            await self._begin()
+        except BaseException as error:
+            self._end_span(error)
+            raise
+        return self
+
+    async def _begin(self) -> None:
         worst, likely = 0, 0
         for progress in self.progress:
             most = _most(progress.sequence, self.model.facts.context_length)
@@ -153,10 +168,12 @@ class Run:
         except BaseException:
             await self._end()
             raise
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._end()
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            await self._end()
+        finally:
+            self._end_span(error)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Everything that happens, until all sequences have ended. Raises what ended one with an error."""
@@ -270,6 +287,12 @@ class Run:
             self._place = None
         if self._reserved and not self._settled:
             await self._service.keep(self._settle())
+
+    def _end_span(self, error: BaseException | None) -> None:
+        if self._span is not None:
+            left = isinstance(error, asyncio.CancelledError | GeneratorExit)  # the client went: no failure of ours
+            finish = [progress.finish or "cancelled" for progress in self.progress]
+            self._span.end(self.model.name, self.usage, finish, self.first_token_s, None if left else error)
 
     def _release_model(self) -> None:
         if self._has_model:

@@ -33,6 +33,7 @@ from vitral.serve.records import Content, Records
 from vitral.serve.residency import Residency
 from vitral.serve.service import Limits, Service
 from vitral.serve.store import Store
+from vitral.serve.traces import Traces
 
 __all__ = ["ServerOptions", "serve"]
 
@@ -47,7 +48,7 @@ class ServerOptions:
     """What `vitral serve` was asked for. queue_tokens, queue_requests: the work taken on at once, None for our choice.
 
     memory_budget: bytes that all engines together may take, None for no limit. pinned: models, named as in `models`,
-    that stay in memory.
+    that stay in memory. traces: where spans go, None for nowhere.
     """
 
     models: Sequence[WorkerOptions]
@@ -63,6 +64,7 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     memory_budget: int | None = None
     pinned: frozenset[str] = frozenset()
+    traces: Traces | None = None
 
 
 def serve(options: ServerOptions, on_listening: Callable[[str], None] = lambda url: None) -> int:
@@ -97,12 +99,15 @@ async def _serve(options: ServerOptions, on_listening: Callable[[str], None]) ->
                 folder=options.folder,
                 canary=Canary(),
                 limits=options.limits,
+                traces=options.traces,
             )
             return await Listener(service, options, on_listening).run()
         finally:
             await asyncio.gather(*(model.engine.close() for model in models))
     finally:
         store.close()
+        if options.traces is not None:
+            await asyncio.to_thread(options.traces.close)
 
 
 class Listener(uvicorn.Server):

@@ -17,6 +17,7 @@ from vitral.serve.metrics import Metrics
 from vitral.serve.models import Models
 from vitral.serve.records import Records
 from vitral.serve.store import Store
+from vitral.serve.traces import Traces
 
 __all__ = ["Limits", "Service"]
 
@@ -67,6 +68,7 @@ class Service:
     folder: Path
     canary: Canary
     limits: Limits = Limits()
+    traces: Traces | None = None
     runs: set[Stoppable] = field(default_factory=set)
     batches: BatchRunner = field(init=False)
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
