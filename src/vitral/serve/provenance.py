@@ -14,6 +14,7 @@ from vitral.errors import LicenceError
 from vitral.hub import resolve
 from vitral.provenance.digest import digest_files, model_files
 from vitral.provenance.licence import catalogue, check, licence, report, to_html, to_json
+from vitral.provenance.recognise import recognised_by
 from vitral.provenance.scan import scan as look
 from vitral.provenance.use import use_of
 from vitral.serve.body import Body
@@ -55,9 +56,10 @@ async def check_licence(call: Call) -> Response:
 
 
 async def list_licences(call: Call) -> Response:
-    """The catalogue: every licence and use policy, with version and how sure its reading is."""
+    """The catalogue: every licence and use policy, with version, how sure its reading is, and by what files show it."""
     entries = [
-        {"id": entry.id, "name": entry.name, "dated": entry.dated, "sure": entry.sure, "models": entry.models}
+        {name: getattr(entry, name) for name in ("id", "name", "dated", "sure", "models")}
+        | {"recognised_by": recognised_by(entry.id)}
         for entry in catalogue().values()
     ]
     return json_response({"object": "list", "data": entries})
