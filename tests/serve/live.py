@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["Live", "live"]
+__all__ = ["Live", "live", "wait_until", "with_template"]
 
 
 class Live:
@@ -92,3 +92,17 @@ def wait_until(claim: Any, seconds: float = 60) -> None:
     while not claim():
         assert time.monotonic() < end, "it did not become true in time"
         time.sleep(0.05)
+
+
+def with_template(model: Path, target: Path, template: str) -> Path:
+    """The same model as a GGUF file of float32 with this chat template."""
+    from vitral.conversion import convert
+    from vitral.formats.gguf import GgufFile
+    from vitral.formats.gguf_write import TensorToWrite, write_gguf
+
+    plain = target.with_suffix(".plain.gguf")
+    convert(model, plain, type="F32")
+    file = GgufFile.open(plain)
+    tensors = [TensorToWrite(name, tensor.shape, tensor.type, tensor.raw) for name, tensor in file.tensors.items()]
+    write_gguf(target, {**file.exact_metadata(), "tokenizer.chat_template": template}, tensors)
+    return target

@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from tests.serve.conftest import TINY
-from tests.serve.live import Live, live, wait_until
+from tests.serve.live import Live, live, wait_until, with_template
 from vitral.model.spec import ModelSpec
 
 LONG = {"model": TINY, "prompt": "Once upon a time", "max_tokens": 490, "temperature": 1.0, "seed": 1}
@@ -48,16 +48,6 @@ def sent(server: Live, data: bytes) -> socket.socket:
     connection = socket.create_connection((at.hostname, at.port), timeout=30)
     connection.sendall(data)
     return connection
-
-
-def with_template(source: Path, target: Path, template: str) -> None:
-    """The same GGUF file with another chat template."""
-    from vitral.formats.gguf import GgufFile
-    from vitral.formats.gguf_write import TensorToWrite, write_gguf
-
-    file = GgufFile.open(source)
-    tensors = [TensorToWrite(name, tensor.shape, tensor.type, tensor.raw) for name, tensor in file.tensors.items()]
-    write_gguf(target, {**file.exact_metadata(), "tokenizer.chat_template": template}, tensors)
 
 
 def request(body: dict[str, Any], path: str = "/v1/completions") -> bytes:
@@ -204,13 +194,10 @@ def test_more_than_it_takes_on_is_refused_at_once_and_works_later(start: Callabl
 
 
 def test_a_looping_template_ends_its_own_request_alone(tmp_path: Path, tiny_path: str) -> None:
-    from vitral.conversion import convert
     from vitral.formats.gguf import GgufFile
 
     looping = "{% for i in range(1000000000) %}{% for j in range(1000000000) %}{% endfor %}{% endfor %}"
-    path = tmp_path / "loop.gguf"
-    convert(Path(tiny_path), tmp_path / "plain.gguf", type="F32")
-    with_template(tmp_path / "plain.gguf", path, looping)
+    path = with_template(Path(tiny_path), tmp_path / "loop.gguf", looping)
     assert GgufFile.open(path).metadata["tokenizer.chat_template"] == looping
     with live(tmp_path, str(path)) as server:
         body = {"model": "loop.gguf", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
