@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,26 @@ def test_command_lines_that_need_no_network_run(
     said = capsys.readouterr()
     assert code == 0, said.err
     assert said.out.strip()
+
+
+@pytest.mark.parametrize("name", ["docs/tutorials/release-a-model.md"])
+def test_a_tutorial_runs_line_by_line_and_says_what_it_shows(name: str, smollm2: Path, tmp_path: Path) -> None:
+    """Each shell block runs as it stands; every line of the text block after it is in what it says, and its exit code."""
+    page = ROOT / name
+    shown = sorted(blocks(page, "sh") + blocks(page, "text"), key=lambda block: block.line)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    said, code = "", 0
+    for block in shown:
+        if block.language == "sh":
+            done = subprocess.run(["bash", "-c", block.text], cwd=tmp_path, env={**os.environ, "PATH": path, "COLUMNS": "300"},
+                                  capture_output=True, text=True, timeout=300)  # fmt: skip
+            said, code = done.stdout + done.stderr, done.returncode
+            continue
+        for line in block.text.splitlines():
+            if line.startswith("exit code"):
+                assert line == f"exit code {code}", f"line {block.line}: {said}"
+            else:
+                assert line in " ".join(said.split()), f"line {block.line}: {line!r} is not in {said}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

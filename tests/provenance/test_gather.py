@@ -204,6 +204,15 @@ def test_the_data_of_a_tuned_model_of_ours_counts(tmp_path: Path) -> None:
         assert found.licences == ("apache-2.0",)
 
 
+def test_one_base_by_two_spellings_is_one_part(tmp_path: Path) -> None:
+    keys = {"general.base_model.count": 1, "general.base_model.0.name": "Acme Base 7B"}
+    step = {"operation": "convert", "tool": "t", "parameters": {}}
+    lineage = json.dumps([step | {"base": [{"name": "Acme-Base-7B", "licence": "mit"}]}])
+    dossier = gather(gguf(tmp_path / "m.gguf", **keys, **{"vitral.lineage": lineage}), "m")
+    [base] = dossier.components[1:]
+    assert base.licences == ("mit",)
+
+
 def test_the_record_beside_an_adapter_of_ours_counts(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/models/mistral-7b"})

@@ -45,10 +45,10 @@ class _Found:
     is_adapter: bool = False
 
     def part(self, role: Role, name: str, evidence: Iterable[Evidence] = (), generated_by: str = "") -> None:
-        """Note a part; what is said of one part twice comes together."""
+        """Note a part; what is said of one part twice comes together, however its name is spaced."""
         name = " ".join(name.split())[:200]
-        key = (role, name.lower())
-        if not name or name.lower() == self.model.lower() or len(self.parts) >= _MOST_PARTS:
+        key = (role, _plain(name))
+        if not name or _plain(name) == _plain(self.model) or len(self.parts) >= _MOST_PARTS:
             return
         known = checkpoint(name) if role != "dataset" else None
         said = of_data_set(name) if role == "dataset" else of_name(name)
@@ -56,8 +56,14 @@ class _Found:
             role, name, tuple(said), known.multimodal if known else None, bool(_UNSAFE.search(name))
         )
         self.parts[key] = replace(
-            old, evidence=old.evidence + tuple(evidence), generated_by=generated_by or old.generated_by
+            old,
+            evidence=tuple(dict.fromkeys((*old.evidence, *evidence))),
+            generated_by=generated_by or old.generated_by,
         )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[ _]+", "-", name.lower())
 
 
 def gather(path: Path | None, model: str, use: Use | None = None, declared: Mapping[str, str] | None = None) -> Dossier:
@@ -98,10 +104,9 @@ def _stated(found: _Found, use: Use) -> None:
 
 def _writers(found: _Found) -> None:
     """The models that wrote known data sets, by whose terms whoever asked them was bound."""
-    for role, name in list(found.parts):
-        known = data_set(name) if role == "dataset" else None
+    for part in list(found.parts.values()):
+        known = data_set(part.name) if part.role == "dataset" else None
         if known is not None and known.writer:
-            part = found.parts[role, name]
             where = f"what is known of {known.name}: {known.source}, read on {known.read}"
             said = Evidence("catalogue", where, known.writer, (known.written_by,))
             found.part("outputs", f"{known.writer}, which wrote {part.name}", [said], part.generated_by or "other")

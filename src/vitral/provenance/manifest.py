@@ -12,7 +12,7 @@ from vitral.formats.json_text import read_object
 from vitral.provenance.digest import FileDigest, digest_files, model_files
 from vitral.verdict import Verdict
 
-__all__ = ["check", "manifest_text", "read_manifest"]
+__all__ = ["check", "differences", "manifest_text", "read_manifest"]
 
 _KIND = "vitral manifest 1"
 
@@ -47,8 +47,21 @@ def check(
     wanted = read_manifest(manifest)
     here = {name: path for name, path in model_files(model).items() if path.resolve() != manifest.resolve()}
     found = digest_files(here, threads, progress)
-    gone = {name: digest.sha256 for name, digest in wanted.items() if name not in found}
-    new = {name: digest.sha256 for name, digest in found.items() if name not in wanted}
+    reasons = differences(
+        {name: one.sha256 for name, one in wanted.items()}, {name: one.sha256 for name, one in found.items()}
+    )
+    evidence = {"files": len(found), "manifest": str(manifest)}
+    return Verdict(not reasons, tuple(reasons or [f"all {len(found)} files are those of the manifest"]), evidence)
+
+
+def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """What became of files, by their digests: renamed, missing, added or changed, a sentence each.
+
+    >>> differences({"a": "1", "b": "2"}, {"c": "1", "b": "3"})
+    ['a was renamed to c', 'b was changed']
+    """
+    gone = {name: digest for name, digest in wanted.items() if name not in found}
+    new = {name: digest for name, digest in found.items() if name not in wanted}
     reasons = []
     for name, digest in sorted(gone.items()):
         twin = next((other for other, theirs in sorted(new.items()) if theirs == digest), None)
@@ -58,8 +71,4 @@ def check(
         else:
             reasons.append(f"{name} is missing")
     reasons += [f"{name} was added" for name in sorted(new)]
-    for name in sorted(wanted.keys() & found.keys()):
-        if wanted[name] != found[name]:
-            reasons.append(f"{name} was changed")
-    evidence = {"files": len(found), "manifest": str(manifest)}
-    return Verdict(not reasons, tuple(reasons or [f"all {len(found)} files are those of the manifest"]), evidence)
+    return reasons + [f"{name} was changed" for name in sorted(wanted.keys() & found) if wanted[name] != found[name]]

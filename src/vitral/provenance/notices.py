@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from vitral.errors import LicenceError
-from vitral.provenance.judgement import Finding, Judgement
+from vitral.provenance.judgement import Judgement
 from vitral.provenance.terms import catalogue
 
 __all__ = ["notice_files", "write_notices"]
@@ -92,10 +92,8 @@ def _licences(judgement: Judgement) -> Iterator[str]:
 
 def _duties(judgement: Judgement) -> Iterator[str]:
     yield f"# Duties for {judgement.use.name or judgement.dossier.model}\n"
+    parts: dict[tuple[str, str, str, str], list[str]] = {}
     for duty in judgement.of("duty"):
-        yield f"- {_line(duty)}"
-
-
-def _line(duty: Finding) -> str:
-    words = f" `{duty.say}`" if duty.say else ""
-    return f"{duty.text}{words} ({duty.licence} {duty.ref}; {duty.part})"
+        parts.setdefault((duty.text, duty.say, duty.licence, duty.ref), []).append(duty.part)
+    for (text, say, licence, ref), owing in parts.items():
+        yield f"- {text}{f' `{say}`' if say else ''} ({licence} {ref}; {', '.join(dict.fromkeys(owing))})"

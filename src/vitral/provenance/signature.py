@@ -9,12 +9,16 @@ Source: https://github.com/sigstore/model-transparency, predicate `https://model
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from vitral.errors import ModelNotFound, SettingsError, SignatureError
+from vitral.provenance.digest import digest_files, model_files
+from vitral.provenance.manifest import differences
 from vitral.verdict import Verdict
 
 __all__ = ["make_key", "sign", "signature_path", "verify"]
@@ -64,9 +68,11 @@ def sign(model: Path, private_key: Path, signature: Path | None = None) -> Path:
 def verify(model: Path, public_key: Path, signature: Path | None = None) -> Verdict:
     """Whether a model is, file by file, what the owner of a key signed; every difference is a reason.
 
-    Raises SignatureError where there is no signature or the key cannot be read.
+    A file without a signature of its own in a folder that has one is verified with its whole folder. Raises SignatureError where there is no signature or the key cannot be read.
     """
     verifying = _library("verifying")
+    if signature is None and model.is_file() and not signature_path(model).is_file():
+        model = model.parent if signature_path(model.parent).is_file() else model
     signature = signature or signature_path(model)
     _must_exist(model, public_key)
     if not signature.is_file():
@@ -85,16 +91,35 @@ def verify(model: Path, public_key: Path, signature: Path | None = None) -> Verd
     try:
         config.verify(model, signature)
     except (InvalidSignature, ValueError, KeyError, TypeError, OSError) as error:
-        return Verdict(False, tuple(_reasons(error)), evidence)
+        return Verdict(False, tuple(_reasons(error, model, signature)), evidence)
     return Verdict(True, (f"every file is what was signed with {public_key.name}",), evidence)
 
 
-def _reasons(error: Exception) -> list[str]:
-    """The differences that the library found, one each."""
-    text = str(error).removeprefix("Signature mismatch: ").strip()
-    if not text or ("signature" in text.lower()[:40] and "mismatch" not in text.lower()):
-        return [f"the signature was not made with this key, or was changed ({_line(error) or type(error).__name__})"]
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _reasons(error: Exception, model: Path, signature: Path) -> list[str]:
+    """What differs, a sentence each: the library found that something does."""
+    if str(error).startswith("Signature mismatch: "):
+        if model.is_file():
+            return [f"{model.name} was changed"]
+        statement = _statement(signature)["predicate"]
+        wanted = {one["name"]: one["digest"] for one in statement["resources"]}
+        aside = {*statement["serialization"].get("ignore_paths", ()), *map(str, _ignored(model, signature))}
+        files = {name: path for name, path in model_files(model).items() if not _lies_under(name, aside)}
+        found = {name: one.sha256 for name, one in digest_files(files).items()}
+        if reasons := differences(wanted, found):
+            return reasons
+    return [f"the signature was not made with this key, or was changed ({_line(error) or type(error).__name__})"]
+
+
+def _lies_under(name: str, paths: Collection[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}/") for path in paths)
+
+
+def _statement(signature: Path) -> dict[str, Any]:
+    """What was signed; only to be believed once the library has verified the signature."""
+    statement: dict[str, Any] = json.loads(
+        base64.b64decode(json.loads(signature.read_bytes())["dsseEnvelope"]["payload"])
+    )
+    return statement
 
 
 def _ignored(model: Path, signature: Path) -> list[Path]:
@@ -105,12 +130,8 @@ def _ignored(model: Path, signature: Path) -> list[Path]:
 
 def _skips_git(signature: Path) -> bool:
     """Whether whoever signed left Git's files out, as the library's own command does."""
-    import base64
-    import json
-
     try:
-        payload = json.loads(base64.b64decode(json.loads(signature.read_bytes())["dsseEnvelope"]["payload"]))
-        return ".gitattributes" in payload["predicate"]["serialization"].get("ignore_paths", [])
+        return ".gitattributes" in _statement(signature)["predicate"]["serialization"].get("ignore_paths", [])
     except (ValueError, KeyError, TypeError):
         return False  # the library will say what is wrong with it
 
