@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from tests.serve.conftest import TINY
 from tests.serve.live import Live, wait_until
+from vitral.cli.main import _code
 from vitral.errors import RecordStoreError
 from vitral.serve.proof import judge
 from vitral.serve.records import Records
@@ -58,6 +59,21 @@ def test_a_records_digest_is_of_its_canonical_bytes(server: Live) -> None:
     record = server.http.get(f"/v1/records/{id}").json()
     digest = record.pop("digest")
     assert hashlib.sha256(rfc8785.dumps(record)).hexdigest() == digest
+
+
+def test_an_answer_that_guessed_ahead_has_a_digest_for_every_token_and_replays(
+    server: Live, tiny_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "Once upon a time there was a girl. " * 8  # repeats: several tokens of a step are right
+    body = {"model": TINY, "prompt": prompt, "max_tokens": 200, "temperature": 0}
+    id = server.post("/v1/completions", body).json()["record"]
+    (sequence,) = server.http.get(f"/v1/records/{id}").json()["sequences"]
+    assert len(sequence["logits"]) == len(sequence["answer"]["ids"])
+    replayed = server.post(f"/v1/records/{id}/replay", {})
+    assert replayed.json().get("verdict") == "EXACT", replayed.text
+    database = f"sqlite:///{server.folder / 'records.sqlite'}"
+    assert _code(["replay", id, "--model", tiny_path, "--records", database, "--threads", "1"]) == 0
+    assert "EXACT" in capsys.readouterr().out
 
 
 def test_an_answer_cut_short_is_recorded_with_what_was_made(server: Live) -> None:

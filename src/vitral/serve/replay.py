@@ -145,7 +145,7 @@ def replay_here(
         ) as answer:
             for event in answer:
                 if isinstance(event, NewToken):
-                    steps.append(Step(event.token, digests[-1]))
+                    steps.append(Step(event.token, digests[len(steps)]))  # a step may have chosen several
                 elif isinstance(event, Finished) and event.error is not None:
                     raise event.error
         outcome.append((job.steps, steps))

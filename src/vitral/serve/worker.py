@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,7 +44,7 @@ class Worker:
         self._lock = threading.Lock()  # guards the fields below
         self._number: dict[int, int] = {}  # the engine's id -> the server's number
         self._engine_id: dict[int, int] = {}
-        self._digest: dict[int, str] = {}
+        self._digests: dict[int, deque[str]] = {}  # a step may choose several tokens of one answer
         self._pooled: dict[int, Pooled] = {}
         self._refused: list[tuple[int, EngineEvent]] = []
         self._replies: list[list[Any]] = []  # to loads and unloads of adapters
@@ -113,6 +114,7 @@ class Worker:
     def _refuse(self, number: int, error: VitralError) -> None:
         with self._lock:
             self._pooled.pop(number, None)
+            self._digests.pop(number, None)
             self._refused.append((number, Ended("error", error=error)))
 
     def _cancel(self, number: int) -> None:
@@ -151,8 +153,10 @@ class Worker:
 
     def _digester(self, number: int) -> Callable[[int, F32], None]:
         def digest(position: int, row: F32) -> None:
-            self._digest[number] = logits_digest(row)
+            digests.append(logits_digest(row))
 
+        digests: deque[str] = deque()
+        self._digests[number] = digests
         return digest
 
     def _translated(self, event: Event) -> tuple[int, EngineEvent]:
@@ -160,12 +164,13 @@ class Worker:
             number = self._number[event.request_id]
             match event:
                 case NewToken(_, token, score):
-                    return number, Token(token, score, self._digest.pop(number, None))
+                    digests = self._digests.get(number)
+                    return number, Token(token, score, digests.popleft() if digests is not None else None)
                 case PromptScored(_, scores):
                     return number, Scored(scores)
                 case Finished(_, reason, cached, error, _):
                     del self._number[event.request_id], self._engine_id[number]
-                    self._digest.pop(number, None)
+                    self._digests.pop(number, None)
                     pooled = self._pooled.pop(number, None)
                     if pooled is not None and reason == "length":
                         self._refused.append((number, Ended(reason, cached)))
