@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vitral.errors import FormatError, TensorMismatch, TruncatedFile
-from vitral.formats.safetensors import read_index, read_safetensors, write_safetensors
+from vitral.formats.safetensors import arrays_as_safetensors, read_index, read_safetensors, write_safetensors
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
@@ -129,3 +129,18 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="safetensors can hold F32, F16, BF16"):
         write_safetensors(tmp_path, [("x", "Q4_0", (32,), broken)])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_library_reads_results_with_whole_numbers() -> None:
+    arrays = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.arange(-2, 3, dtype=np.int32),
+        "c": np.array([2**40]),
+        "none": np.zeros((0, 4)),
+    }
+    found = safetensors_numpy.load(arrays_as_safetensors(arrays, {"k": "v"}))
+    assert {name: (one.dtype, one.shape, one.tolist()) for name, one in found.items()} == {
+        name: (one.dtype, one.shape, one.tolist()) for name, one in arrays.items()
+    }
+    with pytest.raises(FormatError, match="int8"):
+        arrays_as_safetensors({"a": np.zeros(1, np.int8)})

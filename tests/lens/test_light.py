@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import vitral
 from tests.engine.test_native import engine, weights
 from vitral.engine.engine import Engine
 from vitral.engine.request import NewToken, SamplingParams
 from vitral.language_model import LanguageModel
-from vitral.lens.light import Light, LightSet
+from vitral.lens.light import LIGHT_AXES, Light, LightSet
 from vitral.lens.record import record
 
 
@@ -21,7 +22,9 @@ def collect(model: LanguageModel, e: Engine, prompt: list[int], n_new: int) -> t
     params = SamplingParams(max_tokens=n_new)
     with e.answer(prompt, params, watch=light.watches, on_value=light.on_value) as answer:
         ids += [event.token for event in answer if isinstance(event, NewToken)]
-    return light.finish(ids), ids
+    found = light.finish(ids)
+    assert found is not None
+    return found, ids
 
 
 def test_lens_attention_and_head_attribution_equal_those_of_the_whole_values(smollm2: Path) -> None:
@@ -76,3 +79,28 @@ def test_routes_come_with_the_margin_of_the_cut() -> None:
         assert (light.experts[i] == np.argsort(-logits, axis=-1, kind="stable")[:, :2]).all()
         assert (light.margins[i] == ordered[:, 1] - ordered[:, 2]).all()
         assert (light.shares[i] == np.concatenate(seen[f"blocks.{i}.mlp.hook_expert_weights_topk"])).all()
+
+
+def test_what_is_reduced_on_the_way_is_what_is_reduced_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vitral.lens.light._TOGETHER", 16)
+    model = Routed()
+    prompt, whole, pieces = list(range(30)), LightSet(model), LightSet(model)  # type: ignore[arg-type]
+    ids = list(prompt)
+
+    def both(name: str, positions: np.ndarray, rows: np.ndarray) -> None:  # type: ignore[type-arg]
+        whole.on_value(name, positions, rows)
+        pieces.on_value(name, positions, rows)
+
+    with model.engine.answer(prompt, SamplingParams(max_tokens=30), watch=whole.watches, on_value=both) as answer:
+        for event in answer:
+            if isinstance(event, NewToken):
+                ids.append(event.token)
+                pieces.advance(ids)
+    assert len(pieces._done) == 2
+    a, b = whole.finish(ids), pieces.finish(ids)
+    assert a is not None
+    assert b is not None
+    for name in LIGHT_AXES:
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-4, atol=1e-5, err_msg=name)

@@ -17,7 +17,9 @@ import sqlalchemy as sa
 from tests.serve.conftest import TINY
 from tests.serve.live import Live, wait_until
 from vitral.cli.main import _code
-from vitral.errors import RecordStoreError
+from vitral.engine.interventions import Intervention, digest
+from vitral.errors import RecordStoreError, RequestError
+from vitral.lens.evidence import interventions_of
 from vitral.serve.proof import judge
 from vitral.serve.records import Records
 from vitral.serve.replay import Step, report
@@ -52,6 +54,19 @@ def test_the_server_gives_evidence_that_is_exact(server: Live, tiny_path: str) -
     assert (found.verdict, found.record) == ("EXACT", id)
     assert server.post(f"/v1/records/{id}/evidence", {"routes": True}).status_code == 400
     assert server.post("/v1/records/rec_none/evidence", {}).status_code == 404
+
+
+def test_a_record_without_ids_keeps_the_digest_of_its_interventions_alone() -> None:
+    changes = [Intervention("knock_out", layer=0, heads=(1,))]
+    record = {"id": "rec_x", "interventions": Records(None, "hashed").changes(changes)}  # type: ignore[arg-type]
+    assert record["interventions"] == {"sha256": digest(changes)}
+    with pytest.raises(RequestError, match="only the digest"):
+        interventions_of(record)
+    kept = Records(None, "ids").changes(changes)  # type: ignore[arg-type]
+    assert interventions_of({"id": "rec_x", "interventions": kept}) == tuple(changes)
+    kept["document"]["interventions"][0]["heads"] = [2]
+    with pytest.raises(RequestError, match="do not fit"):
+        interventions_of({"id": "rec_x", "interventions": kept})
 
 
 def test_a_records_digest_is_of_its_canonical_bytes(server: Live) -> None:

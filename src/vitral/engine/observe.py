@@ -7,6 +7,7 @@ requests are not touched. `deliver` hands over what was kept once the step has s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -39,6 +40,7 @@ class Watch:
     positions: absolute ones; None for all, those of the answer too. since: only from this one on.
     heads, columns: entries of the head axis and of the last axis (of `unembed.hook_out`: token ids).
     top: only the largest of the last axis, largest first; their columns come as `NAME.indices` (int32).
+    label: is put before the names, so that several watches of one tap can be told apart.
 
     >>> Watch(("blocks.*.attn.hook_pattern",), top=8).top
     8
@@ -50,6 +52,7 @@ class Watch:
     heads: tuple[int, ...] | None = None
     columns: tuple[int, ...] | None = None
     top: int | None = None
+    label: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.names, str) or not self.names or not all(isinstance(name, str) for name in self.names):
@@ -60,6 +63,8 @@ class Watch:
             some = getattr(self, what)
             if some is not None and not all(isinstance(n, int) and n >= 0 for n in some):
                 raise RequestError(f"a watch has {what} {some!r:.60}; allowed: whole numbers from 0")
+            if some is not None and what != "positions" and not some:
+                raise RequestError(f"a watch has no {what}; name at least one, or leave {what} out")
         if self.top is not None and (isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1):
             raise RequestError(f"top is {self.top!r}; allowed: a whole number from 1, or none")
 
@@ -81,6 +86,22 @@ class Watch:
                 raise RequestError(f"{name} has no columns {list(self.columns)[:5]}; allowed: 0 to {shape[-1] - 1}")
         return [name for name in known if name in found]
 
+    def most_bytes(self, spec: ModelSpec, n_tokens: int) -> int:
+        """The bytes that it shows of a request of so many tokens, at the most."""
+        rows = (
+            n_tokens - self.since if self.positions is None else sum(self.since <= p < n_tokens for p in self.positions)
+        )
+        size = 0
+        for name in self.resolve(spec):
+            *heads, last = row_shape(spec, name)
+            last = min(last, n_tokens) if is_attention(name) else last
+            if self.heads is not None:
+                heads = [len(self.heads)]
+            if self.columns is not None:
+                last = len(self.columns)
+            size += math.prod(heads) * (last if self.top is None else 2 * min(self.top, last))
+        return 4 * size * max(0, rows)
+
     def wants(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these positions are watched."""
         mine = positions >= self.since
@@ -99,6 +120,7 @@ class Watch:
             rows = rows[list(self.heads)] if is_attention(name) else rows[:, list(self.heads)]
         if self.columns is not None:
             rows = rows[..., [c for c in self.columns if c < rows.shape[-1]]]
+        name = self.label + name
         if self.top is None:
             yield name, np.array(rows)
             return

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitral.errors import FormatError, TensorMismatch, TruncatedFile, UnsupportedType
 from vitral.formats.bounds import LARGEST_ELEMENTS, map_file, product
@@ -26,7 +27,15 @@ from vitral.formats.json_text import parse_object, read_object
 from vitral.formats.quants import TYPES
 from vitral.formats.weights import U8, Tensor
 
-__all__ = ["TYPES_ALLOWED", "read_index", "read_notes", "read_safetensors", "shard_names", "write_safetensors"]
+__all__ = [
+    "TYPES_ALLOWED",
+    "arrays_as_safetensors",
+    "read_index",
+    "read_notes",
+    "read_safetensors",
+    "shard_names",
+    "write_safetensors",
+]
 
 TYPES_ALLOWED = ("F32", "F16", "BF16")
 _LARGEST_HEADER = 16 << 20  # bytes; Mixtral 8x22B in one file would have 250 KB
@@ -220,6 +229,34 @@ def write_safetensors(
     return list(written)
 
 
+_ARRAYS = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}
+
+
+def arrays_as_safetensors(arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, str] | None = None) -> bytes:
+    """Arrays of float32, float64, int32 or int64 as one file's bytes: results, which is why whole numbers may be in it.
+
+    FormatError for another type.
+
+    >>> data = arrays_as_safetensors({"a": np.arange(3, dtype=np.int32)}, {"from": "here"})
+    >>> int.from_bytes(data[:8], "little") % 8, np.frombuffer(data[-12:], np.int32).tolist()
+    (0, [0, 1, 2])
+    """
+    header: dict[str, Any] = {"__metadata__": dict(notes or {})}
+    parts: list[bytes] = []
+    at = 0
+    for name, array in arrays.items():
+        if array.dtype.name not in _ARRAYS:
+            raise FormatError(f"array {name!r} is of type {array.dtype}; allowed: {', '.join(_ARRAYS)}")
+        parts.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+        header[name] = {
+            "dtype": _ARRAYS[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [at, at + len(parts[-1])],
+        }
+        at += len(parts[-1])
+    return b"".join([_head(header), *parts])
+
+
 def _n_bytes(kind: str, shape: Sequence[int]) -> int:
     return math.prod(shape) * TYPES[kind].bytes_per_block
 
@@ -237,6 +274,12 @@ def _divided(tensors: Sequence[ToWrite], most_bytes: int) -> list[list[ToWrite]]
     return groups
 
 
+def _head(header: Mapping[str, Any]) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def _write(path: Path, tensors: Sequence[ToWrite], notes: Mapping[str, str]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **notes}}
     at = 0
@@ -244,10 +287,8 @@ def _write(path: Path, tensors: Sequence[ToWrite], notes: Mapping[str, str]) -> 
         end = at + _n_bytes(kind, shape)
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
         at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(_head(header))
         for name, kind, shape, read in tensors:
             data = np.ascontiguousarray(read())
             if data.dtype != np.uint8 or data.size != _n_bytes(kind, shape):

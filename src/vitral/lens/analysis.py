@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitral.engine.digest import logits_digest
+from vitral.engine.interventions import Intervention, check_interventions
+from vitral.engine.observe import reference_taps
 from vitral.errors import RequestError
 from vitral.model import law
 from vitral.model.law import F32, LowRank, Quantised
@@ -83,13 +85,22 @@ class LawView:
     adapter: Mapping[str, LowRank] | None = None
 
 
-def analyse(glass: LawView, prompt: Sequence[int], answer: Sequence[int], analysis: Analysis) -> dict[str, Any]:
+def analyse(
+    glass: LawView,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    analysis: Analysis,
+    interventions: Sequence[Intervention] = (),
+) -> dict[str, Any]:
     """The values of one answer: `logits` (a digest for each step) and what `analysis` asks, by layer and step.
 
+    `interventions` changed the run, and change it again.
+
     Step t is where token t of the answer was chosen: position len(prompt) - 1 + t. Numbers are float32, exactly.
-    Raises RequestError for layers, experts or ids that the model does not have.
+    Raises RequestError for layers, experts, taps or ids that the model does not have.
     """
     spec = glass.spec
+    check_interventions(interventions, spec)
     layers = _checked(spec, prompt, answer, analysis)
     if not answer:
         return {"logits": []}
@@ -103,7 +114,8 @@ def analyse(glass: LawView, prompt: Sequence[int], answer: Sequence[int], analys
 
     ids = [*prompt, *answer[:-1]]
     reference = Reference(spec, glass.weights, glass.context_length, glass.adapter)
-    logits = reference.forward(ids, Cache(spec, glass.kv_type), see)[first:]  # (T, V)
+    on_tap = reference_taps(interventions, see=see) if interventions else see
+    logits = reference.forward(ids, Cache(spec, glass.kv_type), on_tap)[first:]  # (T, V)
     values: dict[str, Any] = {"logits": [logits_digest(row) for row in logits]}
     if analysis.lens:
         placebo = _placebo(answer, spec.vocab_size)

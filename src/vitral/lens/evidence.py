@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from vitral.engine.interventions import Intervention, digest, from_document
 from vitral.errors import FormatError, RequestError
 from vitral.formats.json_text import parse_object
 from vitral.lens.analysis import Analysis, LawView, analyse
@@ -29,6 +30,7 @@ __all__ = [
     "compare",
     "digests_of",
     "first_difference",
+    "interventions_of",
     "is_evidence",
     "make",
     "missing_key",
@@ -121,13 +123,29 @@ def recompute(
     """The values of every sequence of a record."""
     values = []
     sequences = record["sequences"]
+    changes = interventions_of(record)
     for done, sequence in enumerate(sequences, 1):
         if "ids" not in sequence["prompt"] or "ids" not in sequence["answer"]:
             raise RequestError(f"record {record['id']} holds no token ids, so nothing can be computed from it")
-        values.append(analyse(glass, sequence["prompt"]["ids"], sequence["answer"]["ids"], analysis))
+        values.append(analyse(glass, sequence["prompt"]["ids"], sequence["answer"]["ids"], analysis, changes))
         if on_step is not None:
             on_step(done, len(sequences))
     return values
+
+
+def interventions_of(record: Mapping[str, Any]) -> tuple[Intervention, ...]:
+    """What changed the run of a record. RequestError if only its digest was kept, or if it is not what was written."""
+    kept = record.get("interventions")
+    if kept is None:
+        return ()
+    if not isinstance(kept, dict) or "document" not in kept:
+        raise RequestError(
+            f"record {record['id']} holds only the digest of its interventions, so it cannot be run again"
+        )
+    changes = from_document(kept["document"])
+    if digest(changes) != kept.get("sha256"):
+        raise RequestError(f"record {record['id']}: the interventions do not fit their digest")
+    return changes
 
 
 def is_evidence(path: Path) -> bool:

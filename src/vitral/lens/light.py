@@ -19,22 +19,36 @@ from vitral.engine.forward import ShowsTaps
 from vitral.engine.observe import Watch
 from vitral.errors import RequestError
 from vitral.formats.quants import decode
+from vitral.lens.readings import Readings, position_axis
 from vitral.model.law import F32, Quantised, quantise_rows, rms_scale
 from vitral.model.spec import ModelSpec
 
 if TYPE_CHECKING:
     from vitral.language_model import LanguageModel
 
-__all__ = ["Light", "LightSet", "light_watches"]
+__all__ = ["LIGHT_AXES", "Light", "LightSet", "light_watches"]
 
 Array = NDArray[Any]
 TOP = 8  # keys kept for each head
 _TOGETHER = 64  # tokens whose attribution is computed at once
+_SCALE = "ln_final.hook_scale"
+LIGHT_AXES = {
+    "positions": 0,
+    "targets": 0,
+    "lens": 1,
+    "heads": 2,
+    "keys": 2,
+    "attention": 2,
+    "experts": 1,
+    "shares": 1,
+    "margins": 1,
+}
+"""The parts of a `Light`, and the axis of each along which its tokens run."""
 
 
 def light_watches(spec: ModelSpec, since: int = 0) -> list[Watch]:
     """What a request has to watch for the light set, from position `since` on."""
-    names = ["blocks.*.hook_resid_post", "blocks.*.attn.hook_z", "ln_final.hook_scale"]
+    names = ["blocks.*.hook_resid_post", "blocks.*.attn.hook_z", _SCALE]
     if spec.moe is not None:
         names += ["blocks.*.mlp.hook_router_logits", "blocks.*.mlp.hook_expert_weights_topk"]
         names += ["blocks.*.mlp.hook_expert_indices"]
@@ -46,8 +60,8 @@ class Light:
     """The light set of N tokens at `positions`, of L blocks, H heads.
 
     targets (N,): the token after each. lens (L, N): the target's logit after each block. heads (L, H, N): what
-    each head adds to it in the end. keys, attention (L, H, N, <= 8): the most attended positions and their
-    shares. experts, shares (L, N, k) and margins (L, N), router logit of the last chosen less that of the
+    each head adds to it in the end. keys, attention (L, H, N, 8): the most attended positions and their
+    shares, -1 and 0 where there are fewer. experts, shares (L, N, k) and margins (L, N), router logit of the last chosen less that of the
     first not chosen: None for a dense model.
     """
 
@@ -63,72 +77,92 @@ class Light:
 
 
 class LightSet:
-    """Collects one request's light set: give `watches` and `on_value` to the engine, then call `finish`."""
+    """Collects one request's light set: give `watches` and `on_value` to the engine, then call `finish`.
+
+    `advance`, called now and then while the answer grows, reduces what is complete, so that memory stays small.
+    """
 
     def __init__(self, model: LanguageModel, since: int = 0) -> None:
         if model.weights is None or not isinstance(model.engine.forward, ShowsTaps):
             raise RequestError("this model was made without its weights at hand; open it with vitral.load")
         self.watches = light_watches(model.spec, since)
         self._spec, self._weights, self._forward = model.spec, model.weights, model.engine.forward
-        self._seen: dict[str, list[Array]] = {}
-        self._positions: list[NDArray[np.int64]] = []
+        self._seen = Readings()
+        self._waiting = 0  # tokens that were seen and not reduced yet
+        self._done: list[Light] = []
 
     def on_value(self, name: str, positions: NDArray[np.int64], rows: Array) -> None:
         """Keep a value; the engine calls it."""
-        if name == "ln_final.hook_scale":
-            self._positions.append(positions)
-        self._seen.setdefault(name, []).append(rows)
+        if name == _SCALE:
+            self._waiting += len(positions)
+        self._seen.on_value(name, positions, rows)
 
-    def finish(self, ids: Sequence[int]) -> Light:
+    def advance(self, ids: Sequence[int]) -> None:
+        """Reduce what was seen if it is much; `ids` are prompt and answer so far."""
+        if self._waiting > _TOGETHER:
+            self._reduce(ids)
+
+    def finish(self, ids: Sequence[int]) -> Light | None:
         """The light set, once the answer has ended; `ids` are prompt and answer.
 
-        A token counts if the one after it is known, which is its target.
+        A token counts if it was read and the one after it is known, which is its target; None if there is none.
         """
-        positions = np.concatenate(self._positions)
-        positions = positions[positions + 1 < len(ids)]
+        self._reduce(ids)
+        return _side_by_side(self._done) if self._done else None
+
+    def _reduce(self, ids: Sequence[int]) -> None:
+        """Turn what was seen into a piece of the light set; rows whose target is not known yet stay."""
+        seen, self._seen = self._seen, Readings()
+        positions = seen[_SCALE].positions if _SCALE in seen else np.zeros(0, np.int64)
+        n = int((positions + 1 < len(ids)).sum())
+        self._waiting = 0
+        for name in seen if n < len(positions) else ():
+            one = seen[name]
+            self.on_value(name, one.positions[n:], one.values[:, n:] if position_axis(name) else one.values[n:])
+        if n:
+            self._done.append(self._piece(seen, positions[:n], ids))
+
+    def _piece(self, seen: Readings, positions: NDArray[np.int64], ids: Sequence[int]) -> Light:
         targets = np.asarray(ids, np.int64)[positions + 1]
         n, L = len(positions), self._spec.n_layers
         unembed = self._rows("embed.weight" if self._spec.tied_embeddings else "unembed.weight", targets)
         direction = unembed * self._weights["ln_final.weight"].dequantize()  # (N, C)
-        scale = np.concatenate(self._seen["ln_final.hook_scale"])[:n]
+        scale = seen[_SCALE].values[:n]
         lens = np.empty((L, n), np.float32)
         heads = np.empty((L, self._spec.n_heads, n), np.float32)
         for i in range(L):
-            stream = np.concatenate(self._seen[f"blocks.{i}.hook_resid_post"])[:n]
+            stream = seen[f"blocks.{i}.hook_resid_post"].values[:n]
             lens[i] = np.einsum("nc,nc->n", stream / rms_scale(stream, self._spec.norm_eps), direction)
-            heads[i] = self._heads(i, direction / scale, n)
-        keys, attention = self._attention(n)
+            heads[i] = self._heads(
+                i, seen[f"blocks.{i}.attn.hook_z"].values[:n], np.asarray(direction / scale, np.float32)
+            )
+        keys, attention = [], []
+        for i in range(L):
+            name = f"blocks.{i}.attn.hook_pattern"
+            keys.append(_to_width(seen[name + ".indices"].values[:, :n], -1))
+            attention.append(_to_width(seen[name].values[:, :n], 0))
         experts = shares = margins = None
         if self._spec.moe is not None:
-            experts, shares, margins = self._routes(n, self._spec.moe.n_experts_per_token)
-        return Light(positions, targets, lens, heads, keys, attention, experts, shares, margins)
+            experts, shares, margins = self._routes(seen, n, self._spec.moe.n_experts_per_token)
+        return Light(positions, targets, lens, heads, np.stack(keys), np.stack(attention), experts, shares, margins)
 
-    def _heads(self, layer: int, direction: F32, n: int) -> F32:
+    def _heads(self, layer: int, z: F32, direction: F32) -> F32:
         """z of each head times what W_O makes of the direction, (H, N); z as the product reads it."""
+        n = len(z)
         name = f"blocks.{layer}.attn.o.weight"
-        z = np.concatenate(self._seen[f"blocks.{layer}.attn.hook_z"])[:n].reshape(n, -1)
+        z = z.reshape(n, -1)
         if isinstance(decode(self._weights[name].type.name, self._weights[name].raw()[:1]), Quantised):
             codes, scales = quantise_rows(z)
-            z = codes * np.repeat(scales, codes.shape[-1] // scales.shape[-1], axis=-1)
+            z = codes.astype(np.float32) * np.repeat(scales, codes.shape[-1] // scales.shape[-1], axis=-1)
         parts = [
             self._forward.project_back(name, direction[start : start + _TOGETHER]) for start in range(0, n, _TOGETHER)
         ]
-        back = np.concatenate(parts) if parts else np.zeros_like(z)
         shape = (n, self._spec.n_heads, self._spec.head_dim)
-        return np.asarray(np.einsum("nhd,nhd->hn", z.reshape(shape), back.reshape(shape)))
+        return np.asarray(np.einsum("nhd,nhd->hn", z.reshape(shape), np.concatenate(parts).reshape(shape)))
 
-    def _attention(self, n: int) -> tuple[NDArray[np.int32], F32]:
-        keys, shares = [], []
-        for i in range(self._spec.n_layers):
-            name = f"blocks.{i}.attn.hook_pattern"
-            keys.append(_wide(self._seen[name + ".indices"], -1)[:, :n])
-            shares.append(_wide(self._seen[name], 0)[:, :n])
-        return np.stack(keys), np.stack(shares)
-
-    def _routes(self, n: int, k: int) -> tuple[NDArray[np.int32], F32, F32]:
+    def _routes(self, seen: Readings, n: int, k: int) -> tuple[NDArray[np.int32], F32, F32]:
         def stacked(which: str) -> Array:
-            names = [f"blocks.{i}.mlp.hook_{which}" for i in range(self._spec.n_layers)]
-            return np.stack([np.concatenate(self._seen[name])[:n] for name in names])
+            return np.stack([seen[f"blocks.{i}.mlp.hook_{which}"].values[:n] for i in range(self._spec.n_layers)])
 
         ordered = -np.sort(-stacked("router_logits"), axis=-1)
         return stacked("expert_indices"), stacked("expert_weights_topk"), ordered[..., k - 1] - ordered[..., k]
@@ -139,8 +173,15 @@ class LightSet:
         return values.dequantize() if isinstance(values, Quantised) else values.reshape(len(which), -1)
 
 
-def _wide(parts: list[Array], nothing: float) -> Array:
-    """(H, n, k) of all steps side by side; the first tokens have fewer than TOP keys."""
-    most = max(part.shape[-1] for part in parts)
-    padded = [np.pad(p, ((0, 0), (0, 0), (0, most - p.shape[-1])), constant_values=nothing) for p in parts]
-    return np.concatenate(padded, axis=1)
+def _to_width(rows: Array, nothing: float) -> Array:
+    """(H, n, <= TOP) filled up to TOP: the first tokens have fewer keys."""
+    return np.pad(rows, ((0, 0), (0, 0), (0, TOP - rows.shape[-1])), constant_values=nothing)
+
+
+def _side_by_side(pieces: list[Light]) -> Light:
+    """Pieces one after another along the axis of the tokens."""
+    joined: dict[str, Any] = {}
+    for name, axis in LIGHT_AXES.items():
+        parts = [getattr(piece, name) for piece in pieces]
+        joined[name] = None if parts[0] is None else np.concatenate(parts, axis=axis)
+    return Light(**joined)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from vitral.engine.interventions import Intervention
 from vitral.engine.observe import Watch
 from vitral.engine.request import Finished, NewToken, SamplingParams
 from vitral.lens.activations import ActivationCache
-from vitral.model.taps import is_attention
+from vitral.lens.readings import Readings
 
 if TYPE_CHECKING:
     from vitral.language_model import LanguageModel
 
 __all__ = ["record"]
-
-Array = NDArray[Any]
 
 
 def record(
@@ -43,37 +38,23 @@ def record(
     ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
     some = None if positions is None else tuple(sorted({int(position) for position in positions}))
     watch = Watch(("*",) if names is None else tuple(names), positions=some)
-    seen: dict[str, list[tuple[NDArray[np.int64], Array]]] = {}
-
-    def keep(name: str, places: NDArray[np.int64], rows: Array) -> None:
-        seen.setdefault(name, []).append((places, rows))
-
+    seen = Readings()
     params = SamplingParams(max_tokens=n_new)
-    with model.engine.answer(ids, params, watch=[watch], on_value=keep, interventions=interventions) as answer:
+    with model.engine.answer(ids, params, watch=[watch], on_value=seen.on_value, interventions=interventions) as answer:
         for event in answer:
             if isinstance(event, NewToken):
                 ids.append(event.token)
             elif isinstance(event, Finished) and event.error is not None:
                 raise event.error
-    places = {name: np.concatenate([at for at, _ in parts]) for name, parts in seen.items()}
+    found = {name: seen[name] for name in seen}
     return ActivationCache(
-        {name: _joined(name, [rows for _, rows in parts]) for name, parts in seen.items()},
+        {name: one.values for name, one in found.items()},
         ids=ids,
         tokens=[_text(model, token) for token in ids],
         spec=model.spec,
-        positions=places,
+        positions={name: one.positions for name, one in found.items()},
         weights=model.weights,
     )
-
-
-def _joined(name: str, parts: list[Array]) -> Array:
-    """The rows of all steps; those of attention get as many keys as the last step has."""
-    if not is_attention(name):
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-    widest = max(part.shape[-1] for part in parts)
-    nothing = -np.inf if name.endswith("hook_attn_scores") else 0
-    wide = [np.pad(p, ((0, 0), (0, 0), (0, widest - p.shape[-1])), constant_values=nothing) for p in parts]
-    return np.concatenate(wide, axis=1)
 
 
 def _text(model: LanguageModel, token: int) -> str:

@@ -8,6 +8,7 @@ they are (`hook_router_logits`, `hook_expert_weights_topk`, `attn.hook_in`). Sha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vitral.model.spec import ModelSpec
 
@@ -103,8 +104,12 @@ def row_shape(spec: ModelSpec, name: str) -> tuple[int, ...]:
         "E": spec.moe.n_experts if spec.moe else 0,
         "k": spec.moe.n_experts_per_token if spec.moe else 0,
     }
-    letters = next(tap.shape for tap in taps(spec) if tap.name == name).split()
-    return tuple(sizes[letter] for letter in letters if letter not in ("T", "n"))
+    return tuple(sizes[letter] for letter in _letters(spec)[name] if letter not in ("T", "n"))
+
+
+@lru_cache(maxsize=8)
+def _letters(spec: ModelSpec) -> dict[str, list[str]]:
+    return {tap.name: tap.shape.split() for tap in taps(spec)}
 
 
 def _inside(prefix: str, entries: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:

@@ -156,8 +156,16 @@ async def chat(call: Call) -> Response:
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     drawn = seeds(body.seed, body.n or 1)
+    looks, changes = body.looks(prepared.prompt), body.changes()
     jobs = [
-        Job(prepared.prompt, body.params(model, seed, most, logprobs), body.stops, constraint=prepared.constraint)
+        Job(
+            prepared.prompt,
+            body.params(model, seed, most, logprobs),
+            body.stops,
+            constraint=prepared.constraint,
+            interventions=changes,
+            **looks,
+        )
         for seed in drawn
     ]
     speakers = [Speaker(prepared, seed) for seed in drawn]
@@ -179,6 +187,7 @@ async def chat(call: Call) -> Response:
             "message": _message(speaker),
             "logprobs": _logprobs(model.tokenizer, scores[index]) if body.logprobs else None,
             "finish_reason": _finish(run.progress[index].finish, speaker),
+            **body.shown(run.progress[index]),
         }
         for index, speaker in enumerate(speakers)
     ]
@@ -270,7 +279,9 @@ async def _stream(run: Run, model: Model, body: ChatBody, speakers: Sequence[Spe
                 logprobs = "null"
             if piece.finish is not None:
                 why = json.dumps(_finish(piece.finish, speaker))
-                yield chunk(f'{{"index":{piece.index},"delta":{{}},"logprobs":null,"finish_reason":{why}}}')
+                shown = json.dumps(body.shown(run.progress[piece.index]), separators=(",", ":"), allow_nan=False)
+                more = f",{shown[1:-1]}" if body.inspect is not None else ""
+                yield chunk(f'{{"index":{piece.index},"delta":{{}},"logprobs":null,"finish_reason":{why}{more}}}')
         if body.wants_usage:
             yield f'data: {start},"choices":[],"usage":{json.dumps(usage_of(run))}}}\n\n'.encode()
         yield event("[DONE]")

@@ -22,7 +22,7 @@ from vitral.serve.sampling import SamplingBody, notes, seeds
 from vitral.serve.sse import EventStream, event
 from vitral.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["CompletionBody", "Ids", "completions", "prompt_ids"]
+__all__ = ["CompletionBody", "Ids", "Text", "completions", "prompt_ids"]
 
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 20)]
 Text = Annotated[str, Field(max_length=8 << 20)]
@@ -61,6 +61,7 @@ async def completions(call: Call) -> Response:
         most = call.service.limits.sequences
         raise ApiError(400, "invalid_value", f"{len(prompts)} prompts times n {n} is over {most} sequences", param="n")
     scored = body.logprobs if body.echo and body.logprobs is not None else None
+    changes = body.changes()
     max_tokens = 16 if body.max_tokens is None else body.max_tokens  # OpenAI's default
     jobs = [
         Job(
@@ -68,6 +69,8 @@ async def completions(call: Call) -> Response:
             body.params(model, seed, max_tokens, body.logprobs, scored),
             body.stops,
             continuing=any(token not in model.tokenizer.special_ids for token in prompt),
+            interventions=changes,
+            **body.looks(prompt),
         )
         for prompt in prompts
         for seed in seeds(body.seed, n)
@@ -102,6 +105,7 @@ async def completions(call: Call) -> Response:
                 "text": shown + texts[index],
                 "logprobs": logprobs,
                 "finish_reason": FINISH[progress.finish or "stop"],
+                **body.shown(progress),
             }
         )
     return json_response({**_head(run, model), "choices": choices, "usage": usage_of(run)}, headers)
@@ -148,6 +152,7 @@ async def _stream(run: Run, model: Model, body: CompletionBody) -> AsyncGenerato
                 "text": piece.text,
                 "logprobs": logprobs,
                 "finish_reason": None if piece.finish is None else FINISH[piece.finish],
+                **({} if piece.finish is None else body.shown(run.progress[piece.index])),
             }
             yield f'data: {start},"choices":[{json.dumps(choice, ensure_ascii=False)}]{end}'.encode()
         if body.wants_usage:

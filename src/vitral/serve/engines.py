@@ -10,6 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
+from vitral.engine.interventions import Intervention
+from vitral.engine.observe import Watch
 from vitral.engine.request import FinishReason, SamplingParams, TokenScore
 from vitral.errors import VitralError
 
@@ -24,10 +29,11 @@ __all__ = [
     "ModelEngine",
     "OnEvent",
     "Scored",
+    "Seen",
     "Token",
 ]
 
-Ability = Literal["generate", "prompt_logprobs", "hidden", "digests", "replay", "constraints", "adapters"]
+Ability = Literal["generate", "prompt_logprobs", "hidden", "digests", "replay", "constraints", "adapters", "taps"]
 ABILITIES: frozenset[Ability] = frozenset(get_args(Ability))
 """All that there are; the native engine has them."""
 Pooling = Literal["mean", "last"]
@@ -39,7 +45,8 @@ class Ask:
 
     client: whose turn it is. salt: parts the prefix cache. digests: whether each token comes with the digest of the
     logits it was chosen from. pooling: give the final hidden state instead of tokens. constraint: the text that
-    `vitral.engine.grammar` compiles. adapter: the name of a loaded adapter.
+    `vitral.engine.grammar` compiles. adapter: the name of a loaded adapter. watch: what to show of the forward pass.
+    light: from which position on to give the light set. interventions: what to change on the way.
     """
 
     prompt: tuple[int, ...]
@@ -50,6 +57,9 @@ class Ask:
     pooling: Pooling | None = None
     constraint: str | None = None
     adapter: str | None = None
+    watch: tuple[Watch, ...] = ()
+    light: int | None = None
+    interventions: tuple[Intervention, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,19 @@ class Hidden:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """A value of the forward pass at `positions`, which run along `axis` of it: one for each, before the Ended.
+
+    name: the label of the watch and the tap; of the light set "light/" and the part.
+    """
+
+    name: str
+    axis: int
+    positions: NDArray[np.int64]
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The last event. `error` says why if the reason is "error"; `cached` prompt tokens were not computed anew."""
 
@@ -84,7 +107,7 @@ class Ended:
     error: VitralError | None = None
 
 
-EngineEvent = Token | Scored | Hidden | Ended
+EngineEvent = Token | Scored | Hidden | Seen | Ended
 OnEvent = Callable[[EngineEvent], None]
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import rfc8785
 import sqlalchemy as sa
 
+from vitral.engine.interventions import Intervention, digest, to_document
 from vitral.engine.request import SamplingParams
 from vitral.serve.store import Store, tables
 
@@ -66,6 +67,13 @@ class Records:
         """Note what a request may use, durably, before the engine sees it."""
         row = {"record": record, "tenant": tenant, "created": int(time.time()), "tokens": tokens}
         await self.store.write(lambda connection: connection.execute(sa.insert(tables.reservations).values(row)))
+
+    def changes(self, interventions: Sequence[Intervention]) -> dict[str, Any]:
+        """What changed a run, for its record: the digest, and the document where ids are kept too."""
+        kept: dict[str, Any] = {"sha256": digest(interventions)}
+        if self.content == "ids":
+            kept["document"] = to_document(interventions)
+        return kept
 
     async def settle(
         self, record: str, tenant: str, model: str, facts: Mapping[str, Any], sequences: Sequence[Generated]

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from vitral.engine.adapters import LoadedAdapter
 from vitral.engine.digest import logits_digest
+from vitral.engine.interventions import Intervention
 from vitral.engine.request import Finished, NewToken, SamplingParams
 from vitral.errors import RequestError
 from vitral.language_model import LanguageModel
+from vitral.lens.evidence import interventions_of
 from vitral.model.law import F32
 from vitral.serve.constraints import constraint_from
 from vitral.serve.engines import Ask, Ended, EngineEvent, Token
@@ -76,6 +78,7 @@ class Replayable:
     params: SamplingParams
     constraint: str | None
     steps: tuple[Step, ...]
+    interventions: tuple[Intervention, ...] = ()
 
 
 def jobs_of(record: Mapping[str, Any]) -> list[Replayable]:
@@ -83,6 +86,7 @@ def jobs_of(record: Mapping[str, Any]) -> list[Replayable]:
     if record.get("erased"):
         raise RequestError(f"the body of record {record['id']} was removed by retention; only its digest is left")
     found = []
+    changes = interventions_of(record)
     for sequence in record["sequences"]:
         if "ids" not in sequence["prompt"]:
             raise RequestError(f"record {record['id']} holds no token ids, so it cannot be run again")
@@ -95,7 +99,7 @@ def jobs_of(record: Mapping[str, Any]) -> list[Replayable]:
             raise RequestError(
                 f"record {record['id']} cannot be run again: {type(error).__name__}: {error}; give one that Vitral wrote"
             ) from None
-        found.append(Replayable(tuple(sequence["prompt"]["ids"]), params, sequence["constraint"], steps))
+        found.append(Replayable(tuple(sequence["prompt"]["ids"]), params, sequence["constraint"], steps, changes))
     if not any(each.steps for each in found):
         raise RequestError(f"record {record['id']} has no generated token, so there is nothing to compare")
     return found
@@ -113,7 +117,14 @@ async def _replayed(model: Model, record: Mapping[str, Any], tenant: str) -> Rep
     for job in jobs_of(record):
         events: asyncio.Queue[EngineEvent] = asyncio.Queue()
         ask = Ask(
-            job.prompt, job.params, tenant, b"replay", digests=True, constraint=job.constraint, adapter=model.adapter
+            job.prompt,
+            job.params,
+            tenant,
+            b"replay",
+            digests=True,
+            constraint=job.constraint,
+            adapter=model.adapter,
+            interventions=job.interventions,
         )
         number = model.engine.submit(ask, events.put_nowait)
         steps: list[Step] = []
@@ -141,7 +152,12 @@ def replay_here(
         if job.constraint is not None:
             constraint = loaded.grammars.start(constraint_from(job.constraint), stop_ids=job.params.stop_ids)
         with loaded.engine.answer(
-            job.prompt, job.params, on_choice=_keep(digests), constraint=constraint, adapter=adapter
+            job.prompt,
+            job.params,
+            on_choice=_keep(digests),
+            constraint=constraint,
+            adapter=adapter,
+            interventions=job.interventions,
         ) as answer:
             for event in answer:
                 if isinstance(event, NewToken):

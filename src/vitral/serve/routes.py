@@ -10,6 +10,7 @@ from vitral.serve import (
     embeddings,
     evidence_route,
     files,
+    inspection,
     messages,
     provenance,
     record_routes,
@@ -24,6 +25,7 @@ __all__ = ["ROUTES"]
 
 _CHAT = ("messages[].content",)
 _ASKED = ("system", "messages[].content")
+_TEXT = ("prompt", "messages[].content")
 _SAID = ("instructions", "input")
 
 ROUTES: tuple[Route, ...] = (
@@ -48,6 +50,7 @@ ROUTES: tuple[Route, ...] = (
         messages.CountBody,
         "anthropic",
     ),
+    Route("POST", "/v1/inspect", inspection.inspect, "infer", _TEXT, "answer", inspection.InspectionBody),
     Route("POST", "/v1/embeddings", embeddings.embeddings, "infer", ("input",), "answer", embeddings.EmbeddingsBody),
     Route("POST", "/v1/score", score.score, "infer", ("text_1", "text_2"), "answer", score.ScoreBody),
     Route("POST", "/v1/rerank", score.rerank, "infer", ("query", "documents"), "answer", score.RerankBody),

@@ -19,22 +19,27 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from vitral.completion import StopStrings
+from vitral.engine.interventions import Intervention
+from vitral.engine.observe import Watch
 from vitral.engine.request import FinishReason, SamplingParams, TokenScore
 from vitral.errors import ContextOverflow, RecordStoreError, VitralError
 from vitral.serve.access import Caller
 from vitral.serve.admission import UNSAID
-from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Pooling, Scored, Token
+from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Pooling, Scored, Seen, Token
 from vitral.serve.models import Model
 from vitral.serve.records import Generated, new_id
 from vitral.serve.service import Service
 from vitral.serve.traces import AnswerSpan
 
-__all__ = ["Job", "Piece", "Run", "salt_of"]
+__all__ = ["Job", "Piece", "Progress", "Run", "salt_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What shall be computed. `params` have a seed; `continuing` says that the answer goes on from plain text."""
+    """What shall be computed. `params` have a seed; `continuing` says that the answer goes on from plain text.
+
+    watch, light, interventions: as in `Ask`.
+    """
 
     prompt: tuple[int, ...]
     params: SamplingParams
@@ -42,6 +47,14 @@ class Job:
     continuing: bool = False
     constraint: str | None = None
     pooling: Pooling | None = None
+    watch: tuple[Watch, ...] = ()
+    light: int | None = None
+    interventions: tuple[Intervention, ...] = ()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether readings come with the answer."""
+        return bool(self.watch) or self.light is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,8 @@ class Progress:
     prompt_scores: tuple[TokenScore, ...] | None = None
     hidden: tuple[float, ...] | None = None
     cached: int = 0
+    seen: list[Seen] = field(default_factory=list)
+    stopped: bool = False  # the text is complete; the readings are still to come
     finish: FinishReason | None = None
     held: list[tuple[int, TokenScore | None]] = field(default_factory=list)
 
@@ -148,6 +163,8 @@ class Run:
                 self._reserved = False
                 raise
             digests = "digests" in self.model.facts.can
+            if any(p.sequence.is_watched or p.sequence.interventions for p in self.progress):
+                self.model.need("taps", "look into the forward pass, or change it")
             self.model.still_served()
             for index, progress in enumerate(self.progress):
                 s = progress.sequence
@@ -160,6 +177,9 @@ class Run:
                     constraint=s.constraint,
                     pooling=s.pooling,
                     adapter=self.model.adapter,
+                    watch=s.watch,
+                    light=s.light,
+                    interventions=s.interventions,
                 )
                 progress.number = self.model.engine.submit(
                     ask,
@@ -211,11 +231,15 @@ class Run:
                 progress.prompt_scores = scores
             case Hidden(vector):
                 progress.hidden = vector
+            case Seen():
+                progress.seen.append(event)
             case Ended(reason, cached, error):
                 progress.cached = cached
-                progress.finish = reason
+                progress.finish = "stop" if progress.stopped else reason
                 if error is not None:
                     raise error
+                if progress.stopped:
+                    return self._piece(index, progress, "", "stop")
                 text = progress.stops.push(progress.decoder.finish()) + progress.stops.finish()
                 return self._piece(index, progress, text, reason)
         return Piece(index)
@@ -224,6 +248,8 @@ class Run:
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter() - self.began
             self._service.metrics.first_token.observe(self.first_token_s)
+        if progress.stopped:
+            return Piece(index)  # came while its cancellation was on the way
         progress.tokens.append(token)
         progress.held.append((token, score))
         if digest is not None:
@@ -232,6 +258,10 @@ class Run:
             return Piece(index)  # the end follows
         known = token < self.model.tokenizer.vocab_size  # an embedding may have more rows than there are ids
         text = progress.stops.push(progress.decoder.push(token) if known else "\ufffd")
+        if progress.stops.stopped and progress.sequence.is_watched and progress.number is not None:
+            progress.stopped = True
+            self.model.engine.cancel(progress.number)
+            return self._piece(index, progress, text, None)
         if progress.stops.stopped:
             progress.finish = "stop"
             self._cancel(progress)
@@ -258,6 +288,8 @@ class Run:
             "model": dict(self.model.identity()),
             **self._notes,
         }
+        if changes := self.progress[0].sequence.interventions:
+            facts["interventions"] = self._service.records.changes(changes)
         sequences = [
             Generated(
                 p.sequence.prompt,

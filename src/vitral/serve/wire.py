@@ -12,13 +12,17 @@ import json
 import socket
 from array import array
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
+
 from vitral import errors
+from vitral.engine.interventions import from_document, to_document
+from vitral.engine.observe import Watch
 from vitral.engine.request import SamplingParams, TokenScore
 from vitral.errors import EngineLost, VitralError
-from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Scored, Token
+from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Scored, Seen, Token
 
 __all__ = [
     "ask_from",
@@ -101,6 +105,9 @@ def ask_to(ask: Ask) -> dict[str, Any]:
         "pooling": ask.pooling,
         "constraint": ask.constraint,
         "adapter": ask.adapter,
+        "watch": [asdict(watch) for watch in ask.watch],
+        "light": ask.light,
+        "interventions": to_document(ask.interventions),
     }
 
 
@@ -118,6 +125,9 @@ def ask_from(data: Mapping[str, Any]) -> Ask:
         pooling=data["pooling"],
         constraint=data["constraint"],
         adapter=data["adapter"],
+        watch=tuple(_watch_from(watch) for watch in data["watch"]),
+        light=data["light"],
+        interventions=from_document(data["interventions"]),
     )
 
 
@@ -130,6 +140,8 @@ def event_to(event: EngineEvent) -> list[Any]:
             return ["p", [_score_to(score) for score in scores]]
         case Hidden(vector):
             return ["h", base64.b64encode(array("f", vector).tobytes()).decode()]
+        case Seen(name, axis, positions, values):
+            return ["s", name, axis, _array_to(positions), _array_to(values)]
         case Ended(reason, cached, error):
             return ["e", reason, cached, None if error is None else error_to(error)]
 
@@ -143,6 +155,8 @@ def event_from(data: list[Any]) -> EngineEvent:
             return Scored(tuple(_score_from(score) for score in scores))
         case ["h", vector]:
             return Hidden(tuple(array("f", base64.b64decode(vector))))
+        case ["s", name, axis, positions, values]:
+            return Seen(name, axis, _array_from(positions), _array_from(values))
         case ["e", reason, cached, error]:
             return Ended(reason, cached, None if error is None else error_from(error))
     raise EngineLost(f"a worker's event is of unknown form: {str(data)[:80]}")
@@ -158,6 +172,20 @@ def error_from(data: list[str]) -> VitralError:
     name, message = data
     kind = getattr(errors, name) if name in errors.__all__ else VitralError
     return kind(message)
+
+
+def _watch_from(data: Mapping[str, Any]) -> Watch:
+    given: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in data.items()}
+    return Watch(**given)
+
+
+def _array_to(values: np.ndarray[Any, Any]) -> list[Any]:
+    return [values.dtype.str, values.shape, base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()]
+
+
+def _array_from(data: list[Any]) -> np.ndarray[Any, Any]:
+    kind, shape, text = data
+    return np.frombuffer(base64.b64decode(text), kind).reshape(shape)
 
 
 def _score_to(score: TokenScore) -> list[Any]:

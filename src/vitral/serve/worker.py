@@ -20,15 +20,19 @@ import numpy as np
 
 from vitral.engine.digest import logits_digest
 from vitral.engine.request import Event, Finished, NewToken, PromptScored
-from vitral.errors import FormatError, HardwareError, RequestError, VitralError
+from vitral.errors import FormatError, HardwareError, Overloaded, RequestError, VitralError
 from vitral.language_model import LanguageModel, load
 from vitral.model.law import F32
 from vitral.serve.build import kernels_digest
 from vitral.serve.constraints import constraint_from
-from vitral.serve.engines import ABILITIES, Ask, Ended, EngineEvent, Hidden, Scored, Token
+from vitral.serve.engines import ABILITIES, Ask, Ended, EngineEvent, Hidden, Scored, Seen, Token
+from vitral.serve.observed import MOST_BYTES_TOGETHER, Observed
 from vitral.serve.wire import ask_from, error_to, event_to, frame, receive_frame
 
 __all__ = ["Worker", "files_fault", "identity_of", "main"]
+
+
+_MESSAGE_BYTES = 8 << 20  # of readings in one message, unless a single one is larger
 
 
 class Worker:
@@ -46,6 +50,7 @@ class Worker:
         self._engine_id: dict[int, int] = {}
         self._digests: dict[int, deque[str]] = {}  # a step may choose several tokens of one answer
         self._pooled: dict[int, Pooled] = {}
+        self._observed: dict[int, Observed] = {}
         self._refused: list[tuple[int, EngineEvent]] = []
         self._replies: list[list[Any]] = []  # to loads and unloads of adapters
         self._retiring: list[str] = []  # adapters to go when the last request with them has ended
@@ -57,14 +62,25 @@ class Worker:
             self._work.clear()
             if self._engine.idle and not self._refused and not self._replies:
                 self._work.wait()
-            events = [self._translated(event) for event in self._engine.step()]
+            events = [one for event in self._engine.step() for one in self._translated(event)]
             with self._lock:
                 refused, self._refused = self._refused, []
                 replies, self._replies = self._replies, []
                 self._retiring = [name for name in self._retiring if not self._gone(name)]
-            out = [[number, *event_to(event)] for number, event in events + refused]
-            if out or replies:
-                self._connection.sendall(frame({"events": out, "replies": replies}))
+            if events or refused or replies:
+                self._send(events + refused, replies)
+
+    def _send(self, events: list[tuple[int, EngineEvent]], replies: list[list[Any]]) -> None:
+        """One message, or several if there are readings that would make one too large."""
+        out: list[list[Any]] = []
+        n_bytes = 0
+        for number, event in events:
+            n_bytes += event.values.nbytes if isinstance(event, Seen) else 0
+            if n_bytes > _MESSAGE_BYTES and out:
+                self._connection.sendall(frame({"events": out, "replies": []}))
+                out, n_bytes = [], event.values.nbytes if isinstance(event, Seen) else 0
+            out.append([number, *event_to(event)])
+        self._connection.sendall(frame({"events": out, "replies": replies}))
 
     def _listen(self) -> None:
         try:
@@ -90,11 +106,17 @@ class Worker:
             constraint = None
             if ask.constraint is not None:  # compiled here, on the listening thread: the steps go on
                 constraint = self._grammars.start(constraint_from(ask.constraint), stop_ids=ask.params.stop_ids)
+            observed = Observed(self._model, ask) if ask.watch or ask.light is not None else None
             with self._lock:  # the step thread waits here until the number is known
                 on_hidden = None
                 if ask.pooling is not None:
                     self._pooled[number] = Pooled(ask)
                     on_hidden = self._pooled[number].take
+                if observed is not None:
+                    taken = sum(other.n_bytes for other in self._observed.values())
+                    if taken + observed.n_bytes > MOST_BYTES_TOGETHER:
+                        raise Overloaded("other requests are being looked at; ask again soon, or for fewer readings")
+                    self._observed[number] = observed
                 request = self._engine.add(
                     ask.prompt,
                     ask.params,
@@ -104,6 +126,9 @@ class Worker:
                     on_hidden=on_hidden,
                     constraint=constraint,
                     adapter=None if ask.adapter is None else self._model.adapter(ask.adapter),
+                    watch=[] if observed is None else observed.watches,
+                    on_value=None if observed is None else observed.on_value,
+                    interventions=ask.interventions,
                 )
                 self._number[request], self._engine_id[number] = number, request
         except VitralError as error:
@@ -115,6 +140,7 @@ class Worker:
         with self._lock:
             self._pooled.pop(number, None)
             self._digests.pop(number, None)
+            self._observed.pop(number, None)
             self._refused.append((number, Ended("error", error=error)))
 
     def _cancel(self, number: int) -> None:
@@ -159,24 +185,29 @@ class Worker:
         self._digests[number] = digests
         return digest
 
-    def _translated(self, event: Event) -> tuple[int, EngineEvent]:
+    def _translated(self, event: Event) -> list[tuple[int, EngineEvent]]:
         with self._lock:
             number = self._number[event.request_id]
+            observed = self._observed.get(number)
             match event:
                 case NewToken(_, token, score):
+                    if observed is not None:
+                        observed.take(token)
                     digests = self._digests.get(number)
-                    return number, Token(token, score, digests.popleft() if digests is not None else None)
+                    return [(number, Token(token, score, digests.popleft() if digests is not None else None))]
                 case PromptScored(_, scores):
-                    return number, Scored(scores)
+                    return [(number, Scored(scores))]
                 case Finished(_, reason, cached, error, _):
                     del self._number[event.request_id], self._engine_id[number]
                     self._digests.pop(number, None)
+                    self._observed.pop(number, None)
                     pooled = self._pooled.pop(number, None)
+                    last: list[EngineEvent] = []
                     if pooled is not None and reason == "length":
-                        self._refused.append((number, Ended(reason, cached)))
-                        self._work.set()
-                        return number, pooled.result()
-                    return number, Ended(reason, cached, error=error)
+                        last.append(pooled.result())
+                    if observed is not None and reason != "error":
+                        last += observed.result()
+                    return [(number, each) for each in (*last, Ended(reason, cached, error=error))]
 
 
 class Pooled:

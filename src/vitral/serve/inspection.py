@@ -1,0 +1,92 @@
+"""`POST /v1/inspect`: read a text, or let it go on, and get values of the forward pass; as JSON or safetensors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from starlette.responses import Response
+
+from vitral.engine.request import SamplingParams
+from vitral.formats.safetensors import arrays_as_safetensors
+from vitral.lens.inspect import token_text
+from vitral.serve.body import Body
+from vitral.serve.call import Call, json_response
+from vitral.serve.chat import Message, plain_messages, usage_of
+from vitral.serve.completions import Ids, Text, prompt_ids
+from vitral.serve.conversation import prepare
+from vitral.serve.faults import ApiError
+from vitral.serve.glass import WatchBody, changes, document, readings, watches
+from vitral.serve.models import Model
+from vitral.serve.records import new_id
+from vitral.serve.run import Job, Run
+
+__all__ = ["InspectionBody", "inspect"]
+
+
+class InspectionBody(Body):
+    """What to read, what to show, what to change. The answer, if any, has the likeliest tokens.
+
+    light: the light set of every token; for what comes after, `record` as in the block `inspect` of a chat.
+    """
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    prompt: Text | Ids | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] = 0
+    light: bool = False
+    record: Annotated[list[WatchBody], Field(max_length=8)] = []
+    interventions: dict[str, Any] | None = None
+    format: Literal["lists", "base64", "safetensors"] = "lists"
+
+    @model_validator(mode="after")
+    def _one_text(self) -> InspectionBody:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+async def inspect(call: Call) -> Response:
+    """Read a text and show values of the forward pass."""
+    body: InspectionBody = call.body
+    model = call.service.models.get(body.model)
+    if not body.record and not body.light:
+        raise ApiError(400, "missing_parameter", "nothing is to be shown: give record, light or both", param="record")
+    prompt = await _prompt(model, body)
+    job = Job(
+        prompt,
+        SamplingParams(max_tokens=body.max_tokens, stop_ids=model.tokenizer.eos_ids, seed=0),
+        watch=watches(body.record, len(prompt), "record"),
+        light=0 if body.light else None,
+        interventions=changes(body.interventions),
+    )
+    run = Run(call.service, call.caller, model, call.route.path, [job])
+    async with run:
+        await run.finish()
+    headers = {"x-vitral-record": run.record}
+    progress = run.progress[0]
+    ids = [*prompt, *progress.tokens]
+    if body.format == "safetensors":
+        arrays = {}
+        for one in readings(progress):
+            name = f"{'light' if one.record is None else one.record}/{one.name}"
+            arrays[name] = one.values
+            if one.record is not None:
+                arrays[name + ".positions"] = one.positions
+        notes = {"model": model.name, "record": run.record, "ids": json.dumps(ids), "n_prompt": str(len(prompt))}
+        return Response(arrays_as_safetensors(arrays, notes), 200, headers, "application/octet-stream")
+    tokens = await asyncio.to_thread(
+        lambda: [{"id": token, "text": token_text(model.tokenizer, token)} for token in ids]
+    )
+    head = {"id": new_id("insp"), "object": "inspection", "model": model.name, "record": run.record}
+    rest = {"n_prompt": len(prompt), "tokens": tokens, **document(progress, body.format), "usage": usage_of(run)}
+    return json_response({**head, **rest}, headers)
+
+
+async def _prompt(model: Model, body: InspectionBody) -> tuple[int, ...]:
+    if body.messages is not None:
+        return (await prepare(model, plain_messages(body.messages))).prompt
+    assert body.prompt is not None, "the body has one of both"
+    return (await prompt_ids(model, body.prompt))[0]
