@@ -1,6 +1,6 @@
 """Several processes, started by torchrun: each takes its share of a step's items, gradients are summed.
 
-Because every loss divides by the units of the whole step, the sum over processes is the gradient of one process
+A model stands whole in every process, or in shares (`tune/sharded.py`), whose gradients are summed already. Because every loss divides by the units of the whole step, the sum over processes is the gradient of one process
 that had all items.
 """
 
@@ -13,8 +13,20 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-__all__ = ["begin", "end", "is_first", "rank", "share_of", "summed", "summed_numbers", "world_size"]
+__all__ = [
+    "any_of",
+    "begin",
+    "end",
+    "from_all",
+    "is_first",
+    "rank",
+    "share_of",
+    "summed",
+    "summed_numbers",
+    "world_size",
+]
 
 T = TypeVar("T")
 
@@ -59,6 +71,15 @@ def summed(parameters: Sequence[Tensor], loss: float, metrics: dict[str, float])
     """Sum the gradients over all processes in place, and loss and metrics with them."""
     if world_size() == 1:
         return loss, metrics
+    _sum_gradients([parameter for parameter in parameters if not isinstance(parameter, DTensor)])
+    everyone = from_all((loss, metrics))
+    names = sorted({name for _, more in everyone for name in more})
+    return sum(one for one, _ in everyone), {name: sum(more.get(name, 0.0) for _, more in everyone) for name in names}
+
+
+def _sum_gradients(parameters: Sequence[Tensor]) -> None:
+    if not parameters:
+        return
     for parameter in parameters:
         if parameter.grad is None:  # an expert that no token of this process chose
             parameter.grad = torch.zeros_like(parameter)
@@ -69,10 +90,24 @@ def summed(parameters: Sequence[Tensor], loss: float, metrics: dict[str, float])
         assert parameter.grad is not None, "made above"
         parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
         at += parameter.numel()
-    everyone: list[tuple[float, dict[str, float]]] = [(0.0, {})] * world_size()
-    dist.all_gather_object(everyone, (loss, metrics))
-    names = sorted({name for _, more in everyone for name in more})
-    return sum(one for one, _ in everyone), {name: sum(more.get(name, 0.0) for _, more in everyone) for name in names}
+
+
+def from_all(value: T) -> list[T]:
+    """The value of each process, in their order; every process calls it.
+
+    >>> from_all("here")
+    ['here']
+    """
+    if world_size() == 1:
+        return [value]
+    everyone: list[T] = [value] * world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
+def any_of(claim: bool) -> bool:
+    """Whether it is true in any process; every process calls it, and all are told the same."""
+    return any(from_all(claim))
 
 
 def summed_numbers(*numbers: float) -> list[float]:

@@ -49,9 +49,11 @@ def estimate(
     file_bytes: int = 0,
     recompute: bool = False,
     references: int = 0,
+    shards: int = 1,
     speed: float | None = None,
 ) -> Estimate:
     """What a run will take. `lora` None is full tuning; `references` counts frozen copies that are not shared.
+    `shards` processes divide gradients and moments; each has all weights once, when it reads the base.
 
     `piece_tokens` and `piece_supervised` are of the largest piece, `run_tokens` all ids that will be read.
     `file_bytes` is the size of the base on disk, which is mapped. `speed` is the machine's float operations a second; measured for a moment if not given.
@@ -69,7 +71,7 @@ def estimate(
     return Estimate(
         trainable=trainable,
         weights=weights,
-        optimizer=trainable * 12,  # gradient and Adam's two moments, float32
+        optimizer=trainable * 12 // shards,  # gradient and Adam's two moments, float32
         activations=activations,
         logits=min(piece_supervised * spec.vocab_size, 1 << 26) * 4 * _LOGIT_COPIES,
         file=file_bytes,

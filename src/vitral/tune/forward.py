@@ -192,6 +192,7 @@ class Mixture(nn.Module):
         super().__init__()
         assert spec.moe is not None
         self.name, self.n_chosen = name, spec.moe.n_experts_per_token
+        self.run_idle_experts = False  # on no tokens: their gradients are zeros then, where there would be none
         self.router = Linear(spec.moe.n_experts, spec.dim)
         self.experts = nn.ModuleList(Swiglu(f"{name}experts.{e}.", spec) for e in range(spec.moe.n_experts))
 
@@ -209,7 +210,7 @@ class Mixture(nn.Module):
         mixed = torch.zeros_like(x)
         for e, expert in enumerate(self.experts):
             token, rank = (chosen == e).nonzero(as_tuple=True)
-            if len(token):
+            if len(token) or self.run_idle_experts:
                 out = tap(f"{name}experts.{e}.hook_out", expert(x[token], tap))
                 mixed = mixed.index_add(0, token, (out * share[token, rank, None]).to(mixed.dtype))
         return mixed

@@ -14,6 +14,7 @@ from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import admitted
 from vitral.language_model import tokenizer_of
 from vitral.tokenizer.tokenizer import Tokenizer
+from vitral.tune import distributed
 from vitral.tune.data.load import DataSet, Item, load_data
 from vitral.tune.data.preflight import Preflight, preflight
 from vitral.tune.estimate import Estimate, estimate
@@ -131,6 +132,7 @@ def _estimate(recipe: Recipe, base: Checkpoint, train: DataSet, steps: int, loss
         supervised_share=share,
         file_bytes=base.weights.n_bytes(),
         recompute=recipe.run.recompute,
+        shards=distributed.world_size() if recipe.run.shard else 1,
         references=int(
             (loss.needs_reference or recipe.method.loss == "ppo") and (full or recipe.method.loss == "distil")
         ),

@@ -83,6 +83,7 @@ class RunPart:
 
     `steps` 0 means `epochs` through the data. `replay` adds that share of the base's own answers to each
     step, against forgetting. `patience` evaluations without a better test loss end the run; 0 never does.
+    `shard` divides parameters, gradients and moments among the processes that torchrun started.
     """
 
     steps: int = 0
@@ -97,6 +98,7 @@ class RunPart:
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: bool = False
+    shard: bool = False
     evaluate_every: int = 50
     save_every: int = 50
     patience: int = 0
@@ -132,6 +134,10 @@ class Recipe:
         for name, share in (("data.hold_out", data.hold_out), ("run.replay", run.replay), ("run.warmup", run.warmup)):
             if not 0 <= share < 1:
                 raise RecipeError(f"{name} is {share}; allowed: from 0 to below 1")
+        if run.shard and method.loss in ("grpo", "ppo", "rejection"):
+            raise RecipeError(
+                f"run.shard goes with losses over data; {method.loss} fills the engine with a whole model"
+            )
         if data.test and data.hold_out:
             raise RecipeError("data.test and data.hold_out both name test data; give one of them")
         if not data.train:

@@ -37,8 +37,9 @@ from vitral.tune.record import ADAPTER, LOG, MODEL, begin_record, check_same, re
 from vitral.tune.rewards import REWARDS
 from vitral.tune.rollouts import Rollouts
 from vitral.tune.served import engine_of
+from vitral.tune.sharded import gather, let_go, part_like, shard, whole
 from vitral.tune.source import Order, batches_of, count_units
-from vitral.tune.state import load_state, save_state, trained_parameters
+from vitral.tune.state import load_state, save_state, state_of, trained_parameters
 from vitral.tune.tensorboard import append_scalars
 from vitral.tune.trainer import Plan, StepReport, Trainer
 
@@ -96,6 +97,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, resume: bool = False, on_event: 
     prepared = prepare(recipe)
     prepared.train.refuse()
     prepared.preflight.refuse()
+    _check_processes(recipe, len(prepared.train.items))
     if not resume and (folder / STATE).exists():
         raise TuneError(f"{folder} holds a run already; resume it, or give another folder")
     return _Run(prepared, folder, on_event).go(resume)
@@ -135,6 +137,10 @@ class _Run:
         self.probes, replay = self._probes()
         watch = bool(recipe.method.balance or recipe.method.router_z)
         self.head = new_head(prepared.base.spec.dim) if recipe.method.loss in ("reward", "ppo") else None
+        if recipe.run.shard:
+            if self.reference is not None:
+                shard(self.reference.model)
+            shard(self.model, self.head)
         policy = Policy(self.model, self.precision, self.head, watch)
         run = recipe.run
         numbers = Plan(prepared.n_steps, run.learning_rate, run.schedule, run.warmup, run.weight_decay, run.clip,
@@ -169,6 +175,8 @@ class _Run:
         stopped = self._train()
         if stopped == "patience":
             self._put_back_best()
+        for module in (self.model, *([self.head] if self.head is not None else [])):
+            gather(module)
         output = self._output(record)
         self._write(record | {"finished": True, "stopped": stopped, "output": str(output)})
         distributed.end()
@@ -189,11 +197,12 @@ class _Run:
                     if self._out_of_patience():
                         self._save()
                         return "patience"
-                whole = not isinstance(self.source, Rollouts) or self.source.begins(step)
-                if step == steps or (whole and (step // run.save_every > saved // run.save_every or interrupted())):
+                between = not isinstance(self.source, Rollouts) or self.source.begins(step)
+                stopping = distributed.any_of(interrupted())
+                if step == steps or (between and (step // run.save_every > saved // run.save_every or stopping)):
                     self._save()
                     saved = step
-                if interrupted() and whole and step < steps:
+                if stopping and between and step < steps:
                     raise KeyboardInterrupt
         return "finished"
 
@@ -272,6 +281,7 @@ class _Run:
             batches = batches_of(test.items, recipe.method.loss, self.prepared.loss.unit, recipe.run.piece_tokens)
             loss, metrics = self.trainer.evaluate(batches)
         found = Evaluation(self.trainer.step, loss, metrics, self.probes.measure(self.trainer.policy))
+        let_go(self.model)
         self.evaluations.append(found)
         return found
 
@@ -280,7 +290,7 @@ class _Run:
         if not patience or last.test_loss is None:
             return False
         if self.best is None or last.test_loss < self.best[0]:
-            kept = {name: p.detach().clone() for name, p in trained_parameters(self.model, self.head).items()}
+            kept = {name: whole(p).clone() for name, p in trained_parameters(self.model, self.head).items()}
             self.best = (last.test_loss, last.step, kept)
         since = sum(1 for e in self.evaluations if e.step > self.best[1])
         return since >= patience
@@ -289,7 +299,7 @@ class _Run:
         assert self.best is not None, "patience ends only after an evaluation"
         with torch.no_grad():
             for name, parameter in trained_parameters(self.model, self.head).items():
-                parameter.copy_(self.best[2][name])
+                parameter.copy_(part_like(self.best[2][name], parameter))
         self.evaluations.append(self._evaluate())
 
     def _tell(self, event: Event) -> None:
@@ -302,10 +312,11 @@ class _Run:
             self.on_event(event)
 
     def _save(self) -> None:
+        facts = {"step": self.trainer.step, "evaluations": [asdict(e) for e in self.evaluations]}
+        facts["best"] = list(self.best) if self.best is not None else []
+        state = state_of(trained_parameters(self.model, self.head), self.trainer.optimizer, facts)
         if distributed.is_first():
-            facts = {"step": self.trainer.step, "evaluations": [asdict(e) for e in self.evaluations]}
-            facts["best"] = list(self.best) if self.best is not None else []
-            save_state(self.folder / STATE, trained_parameters(self.model, self.head), self.trainer.optimizer, facts)
+            save_state(self.folder / STATE, state)
 
     def _resume(self) -> None:
         facts = load_state(self.folder / STATE, trained_parameters(self.model, self.head), self.trainer.optimizer)
@@ -366,6 +377,23 @@ def _trainable(prepared: Prepared) -> tuple[LoraPlan | None, Transformer]:
         plan = replace(plan, targets=(*plan.targets, "router"))
     attach(model, plan, recipe.run.seed)
     return plan, model
+
+
+def _check_processes(recipe: Recipe, n_items: int) -> None:
+    """Raise TuneError where several processes cannot share what the recipe asks for."""
+    processes = distributed.world_size()
+    if recipe.run.shard and processes == 1:
+        raise TuneError(
+            "run.shard divides the model among processes, and there is one; start several: "
+            "torchrun --nproc-per-node 2 -m vitral tune run ..., or leave run.shard out"
+        )
+    if processes > 1 and recipe.method.loss == "kto":
+        raise TuneError("kto compares each item of a step with the one before it; run it in one process")
+    if recipe.run.shard and min(recipe.run.batch, n_items) < processes:
+        raise TuneError(
+            f"a step has {min(recipe.run.batch, n_items)} items for {processes} processes; with run.shard each needs "
+            "one: raise run.batch, give more data, or start fewer"
+        )
 
 
 def _scalars(event: StepReport | Evaluation) -> dict[str, float]:

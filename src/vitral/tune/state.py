@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vitral.errors import TuneError
+from vitral.tune import distributed
+from vitral.tune.sharded import part_like, whole
 
-__all__ = ["load_state", "save_state", "trained_parameters"]
+__all__ = ["load_state", "save_state", "state_of", "trained_parameters"]
 
 
 def trained_parameters(model: nn.Module, head: nn.Module | None = None) -> dict[str, Tensor]:
@@ -23,24 +25,33 @@ def trained_parameters(model: nn.Module, head: nn.Module | None = None) -> dict[
     return found | ({f"head.{name}": p for name, p in head.named_parameters()} if head is not None else {})
 
 
-def save_state(
-    path: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]
-) -> None:
+def state_of(
+    trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The state as it is written, whole; every process calls it, for a model in shares is gathered."""
+    moments = optimizer.state_dict()
+    moments["state"] = {
+        number: {name: whole(value) if isinstance(value, Tensor) else value for name, value in each.items()}
+        for number, each in moments["state"].items()
+    }
+    return {
+        "parameters": {name: whole(p) for name, p in trained.items()},
+        "optimizer": moments,
+        "random": distributed.from_all(torch.get_rng_state()),
+        "facts": dict(facts),
+    }
+
+
+def save_state(path: Path, content: Mapping[str, Any]) -> None:
     """Write the state under another name and then in place: there is always one that is whole.
 
     Raises TuneError where the disk is full or cannot be written; the state before is then still there.
     """
-    content = {
-        "parameters": {name: p.detach() for name, p in trained.items()},
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-        "facts": dict(facts),
-    }
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            torch.save(content, file)
+            torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -66,8 +77,11 @@ def load_state(path: Path, trained: Mapping[str, Tensor], optimizer: torch.optim
         raise TuneError(f"{path} holds other trained parameters than this recipe trains; it belongs to another run")
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(stored[name])
-    optimizer.load_state_dict(content["optimizer"])
-    torch.set_rng_state(content["random"])
+            parameter.copy_(part_like(stored[name], parameter))
+    moments, of = content["optimizer"], dict(enumerate(p for g in optimizer.param_groups for p in g["params"]))
+    for number, each in moments["state"].items():
+        moments["state"][number] = {name: part_like(value, of[number]) for name, value in each.items()}
+    optimizer.load_state_dict(moments)
+    torch.set_rng_state(content["random"][distributed.rank()])
     facts: dict[str, Any] = content["facts"]
     return facts

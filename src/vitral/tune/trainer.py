@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vitral.errors import HardwareError, NumericalError
 from vitral.tune import distributed
@@ -22,6 +23,7 @@ from vitral.tune.batch import Batch
 from vitral.tune.losses import Loss
 from vitral.tune.policy import Policy
 from vitral.tune.routing import balance_loss, router_z_loss
+from vitral.tune.sharded import whole
 
 __all__ = ["Plan", "Source", "StepReport", "Trainer", "learning_rate"]
 
@@ -105,16 +107,16 @@ class Trainer:
         """Do the next step. Raises NumericalError before anything is changed if a loss or gradient is not finite."""
         began = time.perf_counter()
         batches = source.batches(self.step)
+        passes = self._passes(source, batches)
         self.policy.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         total, metrics = 0.0, dict[str, float]()
         try:
-            for batch in batches:
+            for number, batch in enumerate(passes):
                 loss, more = self._loss(batch)
-                if not bool(loss.isfinite()):
-                    raise NumericalError(
-                        f"the loss of step {self.step + 1} is not finite, on {source.places(self.step)}"
-                    )
+                if number >= len(batches):  # along with the others, for nothing
+                    (loss * 0.0).backward()  # type: ignore[no-untyped-call]
+                    continue
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
                 for name, value in more.items():
@@ -127,7 +129,12 @@ class Trainer:
                 ) from None
             raise
         total, metrics = distributed.summed(self.parameters, total, metrics)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip))
+        if not math.isfinite(total):
+            raise NumericalError(
+                f"the loss of step {self.step + 1} is not finite, on {source.places(self.step)}; nothing was changed: "
+                "lower run.learning_rate or look at these items"
+            )
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)))
         if not math.isfinite(norm):
             raise NumericalError(
                 f"a gradient of step {self.step + 1} is not finite, on {source.places(self.step)}; nothing was changed: "
@@ -157,6 +164,13 @@ class Trainer:
                     metrics[name] = metrics.get(name, 0.0) + value
                 on_batch()
         return total, metrics
+
+    def _passes(self, source: Source, batches: Sequence[Batch]) -> list[Batch]:
+        """The batches; in shares, followed by as many idle ones as the process with the most has more."""
+        if not any(isinstance(parameter, DTensor) for parameter in self.parameters):
+            return list(batches)
+        idle = max(distributed.from_all(len(batches))) - len(batches)
+        return [*batches, *([(batches or source.batches(0))[0]] * idle)]
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         loss, shown = self.loss(self.policy, self.reference, batch)
