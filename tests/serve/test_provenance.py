@@ -46,3 +46,5 @@ def test_scan_and_digest_look_at_the_files_that_are_served(server: Live, tiny_pa
     found = server.post("/v1/digest", {"model": TINY}).json()
     assert found["files"][TINY]["sha256"] == hashlib.sha256(Path(tiny_path).read_bytes()).hexdigest()
     assert len(found["weights"]) == 64
+    again = server.post("/v1/digest", {"model": TINY}).json()
+    assert (again["files"], again["read_bytes"]) == (found["files"], 0)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from vitral.errors import LicenceError
 from vitral.hub import resolve
-from vitral.provenance.digest import digest_files, model_files
+from vitral.provenance.digest import model_files
 from vitral.provenance.licence import catalogue, check, licence, report, to_html, to_json
 from vitral.provenance.recognise import recognised_by
 from vitral.provenance.scan import scan as look
@@ -81,12 +81,16 @@ async def scan(call: Call) -> Response:
 
 
 async def digest(call: Call) -> Response:
-    """SHA-256 of each file of a served model, and the digest of its weights that the engine computed at load."""
+    """SHA-256 of each file of a served model, and the digest of its weights that the engine computed at load.
+
+    A file that has not changed since it was last asked for is not read again; `read_bytes` says how much was.
+    """
     model = call.service.models.get(call.body.model)
-    files = await asyncio.to_thread(lambda: digest_files(model_files(_path(call, call.body.model)), threads=1))
-    async with model.place.used():
-        weights = model.facts.digests.get("weights")
-    return json_response({"files": {name: asdict(one) for name, one in files.items()}, "weights": weights})
+    path = _path(call, call.body.model)
+    files, read = await asyncio.to_thread(lambda: call.service.digests.digests(model_files(path)))
+    weights = model.facts.digests.get("weights")
+    listed = {name: asdict(one) for name, one in files.items()}
+    return json_response({"files": listed, "read_bytes": read, "weights": weights})
 
 
 def _path(call: Call, name: str) -> Path:

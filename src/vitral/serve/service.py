@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitral.errors import ShuttingDown, VitralError
+from vitral.provenance.digest import DigestCache
 from vitral.serve.access import Caller, KeyRing
 from vitral.serve.admission import Admission
 from vitral.serve.body import Limits as BodyLimits
@@ -72,6 +73,7 @@ class Service:
     runs: set[Stoppable] = field(default_factory=set)
     batches: BatchRunner = field(init=False)
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    digests: DigestCache = field(default_factory=DigestCache)
     _kept: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
