@@ -53,6 +53,12 @@ FAMILIES: dict[str, ModelSpec] = {
     "mixtral-window": replace(_MISTRAL, moe=MoeSpec(4, 3)),
 }
 
+# Reference and trainer know one more, which the engine refuses.
+WITH_DENSE_FIRST: dict[str, ModelSpec] = {
+    **FAMILIES,
+    "mixtral-dense-first": replace(FAMILIES["mixtral"], n_layers=3, moe=MoeSpec(4, 2, n_leading_dense=1)),
+}
+
 
 def random_weights(spec: ModelSpec, seed: int = 0) -> dict[str, F32]:
     """Weights of the size that training gives: gains about one, rows of about unit length."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ import torch
 
 from tests.formats.layouts import write_gguf
 from tests.parity.families import FAMILIES, random_weights
-from vitral.errors import TuneError
+from vitral.errors import SpecError, TuneError, UnsupportedArchitecture
 from vitral.formats.canonical import Checkpoint
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import convert
 from vitral.model.spec import MoeSpec
 from vitral.tune.batch import Row
 from vitral.tune.forward import Packed, load_model
+from vitral.tune.served import engine_of
 from vitral.tune.upcycle import averaged, routers_from_data, routing_information, upcycle
 
 SPEC = FAMILIES["llama-2-grouped"]
@@ -65,6 +67,29 @@ def test_each_expert_is_its_branch_and_all_else_their_mean(branches: list[Checkp
             )
     mean = np.mean([b.weights["blocks.0.attn.q.weight"].dequantize() for b in branches], axis=0)
     assert np.allclose(found.weights["blocks.0.attn.q.weight"].dequantize(), mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["gguf", "safetensors"])
+def test_leading_layers_stay_dense_and_travel_in_a_layout_of_ours(
+    layout: Literal["gguf", "safetensors"], branches: list[Checkpoint], tmp_path: Path
+) -> None:
+    made = upcycle([branches[0]], 2, copies=2, dense=1)
+    path = tmp_path / ("m.gguf" if layout == "gguf" else "m")
+    convert(made, path, layout)
+    again = open_checkpoint(path)
+    assert again.spec == replace(SPEC, moe=MoeSpec(2, 2, n_leading_dense=1))
+    assert "blocks.0.mlp.up.weight" in again.weights and "blocks.1.mlp.experts.1.up.weight" in again.weights
+    model = load_model(path)
+    with torch.no_grad():
+        assert float((model.logits(PACKED) - load_model(branches[0]).logits(PACKED)).abs().max()) <= 2e-4
+    assert [x["layer"] for x in routing_information(model, domains())] == [1]
+    with pytest.raises(UnsupportedArchitecture, match="first 1 layers of this mixture are dense"):
+        engine_of(again)
+
+
+def test_a_mixture_has_experts_in_some_layer(branches: list[Checkpoint]) -> None:
+    with pytest.raises(SpecError, match="2 of 2 layers are dense"):
+        upcycle(branches, 2, dense=2)
 
 
 def test_noise_parts_the_copies_by_its_size(branches: list[Checkpoint]) -> None:

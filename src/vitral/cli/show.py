@@ -68,6 +68,8 @@ def show(
         how = ", ".join(f"{key} {value}" for key, value in step.parameters.items())
         rows[step.operation] = f"from {bases} by {step.tool}: {how}"
     moe = f"{spec.moe.n_experts_per_token} of {spec.moe.n_experts} experts" if spec.moe else "dense"
+    if spec.moe and spec.moe.n_leading_dense:
+        moe += f", the first {spec.moe.n_leading_dense} dense"
     rows |= {
         "layers": f"{spec.n_layers} of dim {spec.dim}, hidden {spec.hidden_dim}, {moe}",
         "heads": f"{spec.n_heads}, sharing {spec.n_kv_heads} of keys and values; head dim {spec.head_dim}",

@@ -86,6 +86,7 @@ def upcycle(
     models: Annotated[list[str], typer.Argument(help="Dense models: each becomes an expert in every layer.")],
     per_token: Annotated[int, typer.Option(min=1, help="Experts that a token uses.")] = 2,
     copies: Annotated[int, typer.Option(min=1, help="How many experts are made of each model.")] = 1,
+    dense: Annotated[int, typer.Option(min=0, help="How many first layers stay dense, without experts.")] = 0,
     noise: Annotated[float, typer.Option(min=0.0, help="Noise on each expert, as a share of its spread.")] = 0.0,
     domain: Annotated[
         list[Path] | None, typer.Option(help="A text for each expert, in order: routers start from it.")
@@ -94,7 +95,10 @@ def upcycle(
     type: WeightType = "F32",
     as_json: AsJson = False,
 ) -> None:
-    """Make a mixture of experts (Mixtral's layout) out of dense models."""
+    """Make a mixture of experts out of dense models.
+
+    In Mixtral's layout; with --dense in one of ours, which the engine cannot run yet.
+    """
     need_torch()
     from vitral.language_model import tokenizer_of
     from vitral.tune.forward import load_model
@@ -113,25 +117,32 @@ def upcycle(
             raise TuneError("two domains have files of one name; rename one, the report tells them apart by it")
         held = {name: rows[1::2] for name, rows in domains.items()}
         routers = routers_from_data(averaged(opened), {name: rows[::2] for name, rows in domains.items()})
-    mixture = mix(opened, per_token, copies=copies, noise=noise, routers=routers, seed=seed)
-    _write(mixture, opened, out, type, "upcycle", {"copies": copies, "noise": noise, "seed": seed})
+    mixture = mix(opened, per_token, copies=copies, dense=dense, noise=noise, routers=routers, seed=seed)
+    _write(mixture, opened, out, type, "upcycle", {"copies": copies, "dense": dense, "noise": noise, "seed": seed})
     layers = routing_information(load_model(mixture), held, seed) if domain else []
+    layout = "ours, with dense first layers: other programs and the engine cannot run it" if dense else "mixtral"
     if as_json:
         print_json(
             {
                 "path": out,
                 "experts": len(models) * copies,
                 "per_token": per_token,
-                "layout": "mixtral",
+                "layout": layout,
                 "routing": layers,
             }
         )
         return
-    _say(out, False, {"experts": len(models) * copies})
+    _say(out, False, {"experts": len(models) * copies, "layout": layout})
     if layers:
         rows = [
-            (i, f"{x['information']:.4f}", f"{x['shuffled']:.4f}", f"{x['entropy']:.3f}", f"{x['dead']:.0f}")
-            for i, x in enumerate(layers)
+            (
+                f"{x['layer']:.0f}",
+                f"{x['information']:.4f}",
+                f"{x['shuffled']:.4f}",
+                f"{x['entropy']:.3f}",
+                f"{x['dead']:.0f}",
+            )
+            for x in layers
         ]
         columns = ["layer", "information (nats)", "by chance", "load entropy", "dead experts"]
         table(

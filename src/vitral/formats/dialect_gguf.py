@@ -61,7 +61,7 @@ def spec_from_gguf(
         rope=_gguf_rope(fields, rope_factors),
         sliding_window=fields.get("llama.attention.sliding_window", int, 0) or None,
         tied_embeddings=tied,
-        moe=MoeSpec(experts, used) if experts else None,
+        moe=MoeSpec(experts, used, fields.get("llama.leading_dense_block_count", int, 0)) if experts else None,
     )
     fields.finish()
     return spec
@@ -176,6 +176,8 @@ def gguf_metadata(spec: ModelSpec) -> dict[str, Any]:
     if spec.moe is not None:
         found["llama.expert_count"] = spec.moe.n_experts
         found["llama.expert_used_count"] = spec.moe.n_experts_per_token
+        if spec.moe.n_leading_dense:  # DeepSeek's word; llama.cpp does not read it for this architecture
+            found["llama.leading_dense_block_count"] = spec.moe.n_leading_dense
     if rope.scaling == "dynamic":
         raise SpecError("GGUF has no words for the rotary scaling 'dynamic'; write safetensors, or set it to 'yarn'")
     if rope.scaling in ("linear", "yarn"):

@@ -36,11 +36,15 @@ _HF_DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"theta": 1e4, "eps": 1e-6, "context": 131_072, "kv_heads": 8, "window": 4096},
     "mixtral": {"theta": 1e6, "eps": 1e-5, "context": 131_072, "kv_heads": 8, "window": None},
 }
+# Ours, for mixtures whose first layers are dense: under Mixtral's name others would fill those layers with noise.
+_OURS, _LEADING_DENSE = "vitral_mixtral", "first_k_dense_replace"
+_HF_DEFAULTS[_OURS] = _HF_DEFAULTS["mixtral"]
 _HF_ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "LLaMAForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "MixtralForCausalLM": "mixtral",
+    "VitralMixtralForCausalLM": _OURS,
 }
 
 
@@ -69,8 +73,9 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     window = config.get("sliding_window", defaults["window"])
     fields.get("sliding_window", int, None)
     moe = None
-    if family == "mixtral":
-        moe = MoeSpec(fields.get("num_local_experts", int, 8), fields.get("num_experts_per_tok", int, 2))
+    if family in ("mixtral", _OURS):
+        dense = fields.get(_LEADING_DENSE, int) if family == _OURS else 0
+        moe = MoeSpec(fields.get("num_local_experts", int, 8), fields.get("num_experts_per_tok", int, 2), dense)
     spec = ModelSpec(
         dim=dim,
         n_layers=fields.get("num_hidden_layers", int),
@@ -147,9 +152,10 @@ def hf_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
         family = "mixtral"
     elif spec.sliding_window is not None:
         family = "mistral"
+    ours = spec.moe is not None and spec.moe.n_leading_dense > 0
     found: dict[str, Any] = {
-        "architectures": [f"{family.capitalize()}ForCausalLM"],
-        "model_type": family,
+        "architectures": ["VitralMixtralForCausalLM" if ours else f"{family.capitalize()}ForCausalLM"],
+        "model_type": _OURS if ours else family,
         "dtype": dtype,
         "hidden_act": "silu",
         "hidden_size": spec.dim,
@@ -171,6 +177,8 @@ def hf_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
         found |= {"attention_bias": False, "mlp_bias": False}
     if spec.moe is not None:
         found |= {"num_local_experts": spec.moe.n_experts, "num_experts_per_tok": spec.moe.n_experts_per_token}
+        if ours:
+            found[_LEADING_DENSE] = spec.moe.n_leading_dense
     return found
 
 

@@ -52,12 +52,13 @@ def parameters(spec: ModelSpec) -> Parameters:
     queries, keys = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     swiglu = 3 * spec.dim * spec.hidden_dim
     stored, used = (spec.moe.n_experts, spec.moe.n_experts_per_token) if spec.moe else (1, 1)
+    mixed, dense = spec.n_mixture_layers, spec.n_layers - spec.n_mixture_layers
     return Parameters(
         embedding=spec.vocab_size * spec.dim,
         attention=spec.n_layers * spec.dim * (2 * queries + 2 * keys),
-        router=spec.n_layers * spec.dim * spec.moe.n_experts if spec.moe else 0,
-        feed_forward=spec.n_layers * stored * swiglu,
-        feed_forward_active=spec.n_layers * used * swiglu,
+        router=mixed * spec.dim * stored,
+        feed_forward=(dense + mixed * stored) * swiglu,
+        feed_forward_active=(dense + mixed * used) * swiglu,
         norms=(2 * spec.n_layers + 1) * spec.dim,
         unembedding=0 if spec.tied_embeddings else spec.vocab_size * spec.dim,
     )

@@ -19,14 +19,14 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """
     shapes: dict[str, tuple[int, ...]] = {"embed.weight": (spec.vocab_size, spec.dim)}
     for i in range(spec.n_layers):
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in _block(spec).items()}
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in _block(spec, i).items()}
     shapes["ln_final.weight"] = (spec.dim,)
     if not spec.tied_embeddings:
         shapes["unembed.weight"] = (spec.vocab_size, spec.dim)
     return shapes
 
 
-def _block(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+def _block(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
     queries, keys = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "ln1.weight": (spec.dim,),
@@ -36,10 +36,11 @@ def _block(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         "attn.o.weight": (spec.dim, queries),
         "ln2.weight": (spec.dim,),
     }
-    if spec.moe is None:
+    moe = spec.moe_of(layer)
+    if moe is None:
         return shapes | _swiglu("mlp", spec)
-    shapes["mlp.router.weight"] = (spec.moe.n_experts, spec.dim)
-    for e in range(spec.moe.n_experts):
+    shapes["mlp.router.weight"] = (moe.n_experts, spec.dim)
+    for e in range(moe.n_experts):
         shapes |= _swiglu(f"mlp.experts.{e}", spec)
     return shapes
 

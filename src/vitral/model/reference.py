@@ -84,7 +84,7 @@ class Reference:
             x = x + tap(block + "hook_attn_out", self._attention(i, h, cos[start:], sin[start:], cache, tap))
             x = tap(block + "hook_resid_mid", x)
             h = self._norm(block + "ln2", block + "mlp.hook_in", x, tap)
-            feed = self._swiglu if spec.moe is None else self._mixture
+            feed = self._swiglu if spec.moe_of(i) is None else self._mixture
             x = x + tap(block + "hook_mlp_out", feed(block + "mlp.", h, tap))
             x = tap(block + "hook_resid_post", x)
         h = self._norm("ln_final", "unembed.hook_in", x, tap)

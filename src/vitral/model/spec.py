@@ -91,10 +91,15 @@ _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class MoeSpec:
-    """A mixture of experts: `n_experts` feed-forward networks, of which each token uses a few."""
+    """A mixture of experts: `n_experts` feed-forward networks, of which each token uses a few.
+
+    The first `n_leading_dense` blocks have one network and no router (Dai et al. 2024, arXiv 2401.06066, section
+    4.1.2); in Mixtral there is none such.
+    """
 
     n_experts: int
     n_experts_per_token: int
+    n_leading_dense: int = 0
 
     def __post_init__(self) -> None:
         _count("n_experts", self.n_experts, 65_536)
@@ -103,6 +108,12 @@ class MoeSpec:
             raise SpecError(
                 f"n_experts_per_token is {self.n_experts_per_token} but there are only {self.n_experts} experts"
             )
+        if (
+            isinstance(self.n_leading_dense, bool)
+            or not isinstance(self.n_leading_dense, int)
+            or self.n_leading_dense < 0
+        ):
+            raise SpecError(f"n_leading_dense is {self.n_leading_dense!r}; allowed: a whole number from 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +157,10 @@ class ModelSpec:
                 f"{self.n_layers} layers of {self.moe.n_experts} experts are {self.n_layers * self.moe.n_experts}; "
                 f"at most {_MOST_EXPERTS} are allowed"
             )
+        if self.moe is not None and self.moe.n_leading_dense >= self.n_layers:
+            raise SpecError(
+                f"{self.moe.n_leading_dense} of {self.n_layers} layers are dense; a mixture has experts in some"
+            )
         if self.rope.factors is not None and len(self.rope.factors) != self.head_dim // 2:
             raise SpecError(
                 f"rope has {len(self.rope.factors)} frequency factors; head_dim {self.head_dim} wants {self.head_dim // 2}"
@@ -155,6 +170,15 @@ class ModelSpec:
     def heads_per_kv_head(self) -> int:
         """How many query heads read one key/value head."""
         return self.n_heads // self.n_kv_heads
+
+    def moe_of(self, layer: int) -> MoeSpec | None:
+        """The mixture that a layer, from 0, has in place of one feed-forward network; None where it has none."""
+        return self.moe if self.moe is not None and layer >= self.moe.n_leading_dense else None
+
+    @property
+    def n_mixture_layers(self) -> int:
+        """How many layers have experts."""
+        return self.n_layers - self.moe.n_leading_dense if self.moe is not None else 0
 
 
 _MOST_EXPERTS = 1 << 14  # in all layers: each has tensors with names; Mixtral 8x22B has 448

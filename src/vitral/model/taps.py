@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vitral.model.spec import ModelSpec
+from vitral.model.spec import ModelSpec, MoeSpec
 
 __all__ = ["Tap", "is_attention", "row_shape", "taps"]
 
@@ -68,21 +68,24 @@ _FINAL = [
 
 def taps(spec: ModelSpec) -> list[Tap]:
     """Every tap of a model, in the order in which the forward pass reaches them."""
+    found = [Tap("hook_embed", "T C", "token embedding")]
+    for i in range(spec.n_layers):
+        found += [Tap(f"blocks.{i}.{name}", shape, text) for name, shape, text in _block(spec.moe_of(i))]
+    return found + [Tap(*entry) for entry in _FINAL]
+
+
+def _block(moe: MoeSpec | None) -> list[tuple[str, str, str]]:
     block = list(_BLOCK)
-    if spec.moe is None:
+    if moe is None:
         block += _inside("mlp", _SWIGLU)
     else:
         block += _inside("mlp", _ROUTER)
-        for e in range(spec.moe.n_experts):
+        for e in range(moe.n_experts):
             expert = [*_SWIGLU, ("hook_out", "T C", "output before the mixing weight")]
             block += [
                 (name, shape.replace("T", "n"), text) for name, shape, text in _inside(f"mlp.experts.{e}", expert)
             ]
-    block += _END
-    found = [Tap("hook_embed", "T C", "token embedding")]
-    for i in range(spec.n_layers):
-        found += [Tap(f"blocks.{i}.{name}", shape, text) for name, shape, text in block]
-    return found + [Tap(*entry) for entry in _FINAL]
+    return block + _END
 
 
 def is_attention(name: str) -> bool:

@@ -225,7 +225,7 @@ class Block(nn.Module):
         self.ln1 = Norm(name + "ln1", name + "attn.hook_in", spec.dim, spec.norm_eps)
         self.attn = Attention(name + "attn.", spec)
         self.ln2 = Norm(name + "ln2", name + "mlp.hook_in", spec.dim, spec.norm_eps)
-        self.mlp = Swiglu(name + "mlp.", spec) if spec.moe is None else Mixture(name + "mlp.", spec)
+        self.mlp = Swiglu(name + "mlp.", spec) if spec.moe_of(i) is None else Mixture(name + "mlp.", spec)
 
     def forward(self, x: Tensor, packed: Packed, cos: Tensor, sin: Tensor, tap: Taps) -> Tensor:
         x = tap(self.name + "hook_resid_pre", x)

@@ -40,13 +40,15 @@ def upcycle(
     n_experts_per_token: int,
     *,
     copies: int = 1,
+    dense: int = 0,
     noise: float = 0.0,
     routers: Mapping[int, Tensor] | None = None,
     seed: int = 0,
 ) -> Checkpoint:
     """A Mixtral-type model with an expert for each model, or `copies` of each.
 
-    Every layer gets experts, as Mixtral's layout wants. Attention, norms and embeddings are averaged over the
+    The first `dense` layers stay as they are, without experts; Mixtral's layout has none such, so that others read
+    the model only where it is 0, and the engine runs it only then. Attention, dense layers, norms and embeddings are averaged over the
     models. `noise` adds normal noise of that share of each matrix's own spread, so that equal copies can part.
     `routers` are (E, C) matrices by layer (`routers_from_data`); without them they are small and random.
     Raises TuneError for models that differ in architecture or are mixtures already.
@@ -59,7 +61,7 @@ def upcycle(
             raise TuneError(f"{model.path} is a mixture already")
     if len(sources) < 2:
         raise TuneError("a mixture needs two experts or more; give several models, or copies of one")
-    spec = replace(first.spec, moe=MoeSpec(len(sources), n_experts_per_token))
+    spec = replace(first.spec, moe=MoeSpec(len(sources), n_experts_per_token, dense))
     tensors: dict[str, StoredTensor] = {}
     for name, shape in tensor_shapes(spec).items():
         if ".mlp.experts." in name:
@@ -90,7 +92,7 @@ def routers_from_data(model: Transformer, domains: Domains) -> dict[int, Tensor]
 
 
 def routing_information(model: Transformer, domains: Domains, seed: int = 0) -> list[dict[str, float]]:
-    """For each layer, what the first choice of expert tells of the domain, in nats, and what chance alone would.
+    """For each layer with experts, what the first choice of expert tells of the domain, in nats, and what chance alone would.
 
     information: mutual information of domain and expert over all tokens. shuffled: the same with the
     tokens' domains shuffled. entropy: of the experts' loads (log E when even). dead: experts that no token chose.
@@ -101,7 +103,7 @@ def routing_information(model: Transformer, domains: Domains, seed: int = 0) -> 
         seen = _seen(model, rows, "hook_expert_indices")
         for layer, value in seen.items():
             chosen.setdefault(layer, []).append(value[:, 0])
-        labels.append(torch.full((len(seen[0]),), number))
+        labels.append(torch.full((len(next(iter(seen.values()))),), number))
     domain = torch.cat(labels)
     mixed = domain[torch.randperm(len(domain), generator=torch.Generator().manual_seed(seed))]
     report: list[dict[str, float]] = []
@@ -109,6 +111,7 @@ def routing_information(model: Transformer, domains: Domains, seed: int = 0) -> 
         expert = torch.cat(chosen[layer])
         load = torch.bincount(expert, minlength=n) / len(expert)
         report.append({
+            "layer": float(layer),
             "information": _mutual(domain, expert, len(domains), n),
             "shuffled": _mutual(mixed, expert, len(domains), n),
             "entropy": float(torch.special.entr(load).sum()),
