@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -126,22 +127,72 @@ def test_what_cannot_be_found_is_one_line(vitral: Command, arguments: tuple[str,
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_on_a_terminal_only_facts_that_clauses_turn_on_are_asked() -> None:
-    """Mixtral's Apache licence asks whether copies leave and whether they were changed, and for nothing else."""
-    answers = iter((b"y\n", b"n\n"))
+def talk(arguments: list[str], answers: dict[str, list[str]]) -> tuple[int, str]:
+    """A conversation on a terminal: each question that holds a key is answered by the next of its answers, else by nothing."""
     child, terminal = pty.fork()
     if child == 0:
-        os.environ |= {"PYTHONPATH": str(ROOT / "src"), "TERM": "dumb", "COLUMNS": "100"}
-        os.execv(sys.executable, [sys.executable, "-m", "vitral", "licence", "check", "mistralai/Mixtral-8x7B-v0.1"])
-    said = b""
+        os.environ |= {"PYTHONPATH": str(ROOT / "src"), "TERM": "dumb", "COLUMNS": "400"}
+        os.execv(sys.executable, [sys.executable, "-m", "vitral", "licence", *arguments])
+    said = asked = b""
     while True:
         try:
             piece = os.read(terminal, 4096)
         except OSError:  # the other end has closed
             break
-        said += piece
-        if piece.rstrip().endswith(b"(y/n):"):
-            os.write(terminal, next(answers))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    text = said.decode()
+        said, asked = said + piece, asked + piece
+        if re.search(rb"(\)|\?):? ?: ?$", asked):
+            question = asked.decode().splitlines()[-1]
+            waiting = next((given for key, given in answers.items() if key in question and given), [""])
+            os.write(terminal, f"{waiting.pop(0)}\n".encode())
+            asked = b""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.decode()
+
+
+def test_on_a_terminal_only_facts_that_clauses_turn_on_are_asked() -> None:
+    """Mixtral's Apache licence asks whether copies leave and whether they were changed, and for nothing else."""
+    answers = {"a product with the weights": ["y"], "change the weights": ["n"]}
+    code, text = talk(["check", "mistralai/Mixtral-8x7B-v0.1"], answers)
+    assert code == 0
     assert text.count("(y/n)") == 2 and "Allowed with duties" in text and "§4(a)" in text
+
+
+def test_a_conversation_in_portuguese_ends_in_the_verdict_of_the_same_facts(vitral: Command, tmp_path: Path) -> None:
+    answers = {
+        "2024-06": ["900.000.000"],
+        "produto com os pesos": ["não"],
+        "entrega os pesos": ["nao"],
+        "altera os pesos": ["N"],
+        "campos de uso": ["nenhum"],
+        "pela rede": ["n"],
+        "melhorar outro": ["n"],
+    }
+    code, text = talk(
+        ["check", "meta-llama/Llama-3.1-8B", "--language", "pt"], {k: list(v) for k, v in answers.items()}
+    )
+    assert code == 1 and "Negado" in text and "llama3.1 §2" in text
+    assert "(y/n)" not in text and "military" not in text, "questions and choices are in Portuguese"
+    answers["2024-06"] = ["40.000"]
+    code, text = talk(
+        ["check", "meta-llama/Llama-3.1-8B", "--language", "pt"], {k: list(v) for k, v in answers.items()}
+    )
+    assert code == 0 and "Permitido com deveres" in text
+
+
+def test_an_answer_that_means_nothing_is_said_to_and_asked_again() -> None:
+    answers = {
+        "2024-06": ["about a million", "1,5", "0.5", "40,000"],
+        "fields of use": ["medical, foo", "none"],
+        "give the weights": ["maybe", "yes"],
+        "change the weights": ["n"],
+        "improve another": ["n"],
+    }
+    code, text = talk(["check", "meta-llama/Llama-3.1-8B"], answers)
+    assert code == 0 and "Allowed with duties" in text
+    for said in ("'about a million' was not understood", "'1,5' was", "'0.5' was", "'medical, foo' was", "'maybe' was"):
+        assert said in text
+    assert "allowed: y or n" in text and "a whole number, such as" in text
+
+
+def test_empty_answers_leave_facts_open_and_a_person_must_decide() -> None:
+    code, text = talk(["check", "meta-llama/Llama-3.1-8B"], {})
+    assert code == 3 and "Needs a person" in text and text.count("in 2024-06?") == 2, "asked once, listed once"

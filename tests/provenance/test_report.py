@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from tests.provenance.cases import QUIET, of, part
+from vitral.provenance.component import Component, Evidence
+from vitral.provenance.datasets import of_data_set
 from vitral.provenance.judge import judge
 from vitral.provenance.judgement import Judgement
+from vitral.provenance.labels import of_name
 from vitral.provenance.report import report, to_html, to_json
+from vitral.provenance.terms import catalogue
 
 DAY = datetime.date(2026, 11, 25)
 
@@ -39,7 +44,7 @@ class Outline(HTMLParser):
 
 
 @pytest.mark.parametrize(
-    ("language", "code", "first"), [("en", "en", "Needs a person"), ("pt", "pt-BR", "Precisa de uma pessoa")]
+    ("language", "code", "first"), [("en", "en", "Needs a person"), ("pt", "pt-BR", "Requer decisão humana")]
 )
 def test_the_page_stands_alone_in_either_language(language: str, code: str, first: str) -> None:
     page = to_html(report(judged(), language, DAY))  # type: ignore[arg-type]
@@ -53,6 +58,27 @@ def test_the_page_stands_alone_in_either_language(language: str, code: str, firs
     assert ("not legal advice" in page) + ("não aconselhamento jurídico" in page) == 1
     assert page.count("not legal advice") + page.count("não aconselhamento jurídico") == 1
     assert "@media print" in page
+
+
+ENGLISH = re.compile(r"\b(at|of|and|which|wrote|read|quoted|from|the|name|is|not)\b")
+
+
+@pytest.mark.parametrize("id", sorted(catalogue()))
+def test_no_english_is_left_in_the_portuguese_report(id: str) -> None:
+    """But for names of licences and headings in them, which stand in quotation marks."""
+    data = Component("dataset", "tatsu-lab/alpaca", tuple(of_data_set("tatsu-lab/alpaca")))
+    named = Component("base", "a/Llama-3.1-8B", tuple(of_name("meta-llama/Llama-3.1-8B")))
+    use = replace(QUIET, modify=True, share_weights=True, serve=None, name="x")
+    own = Component("model", "m", (Evidence("stated", "your statement", id, (id,)),))
+    found = report(judge(of(own, named, data), use), "pt", DAY)
+    lines = [found.answer, *found.stated, found.made, *(source for _, _, _, source, *_ in found.licences)]
+    points = [*found.decides, *found.open, *found.facts, *found.records, *found.readings]
+    points += [point for _, some in found.duties for point in some]
+    lines += [text for point in points for text in (point.text, point.ref, point.more)]
+    lines += [cell for row in found.parts for cell in row[1:]]
+    for line in lines:
+        plain = re.sub(r"“[^”]*”|`[^`]*`|\S*[/.]\S*", "", line)
+        assert not ENGLISH.search(plain.replace("Notice", "")), line
 
 
 def test_a_duty_that_several_parts_bring_is_said_once() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable
 
 import typer
@@ -9,18 +11,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vitral.cli.output import console
+from vitral.cli.output import console, tell
 from vitral.provenance.judge import ACT_NAMES
 from vitral.provenance.judgement import Judgement
 from vitral.provenance.report import Point, Report
 from vitral.provenance.terms import Clause, Licence, catalogue
-from vitral.provenance.use import ACTORS, FIELDS, PURPOSES, RECEIVED, Use, answered
-from vitral.provenance.wording import SURE, WORDS, Language, question
+from vitral.provenance.use import Use, answered
+from vitral.provenance.wording import CHOICES, SURE, WORDS, Language, choice, question, source_text
 
 __all__ = ["ask", "explained", "show"]
 
 _TONE = {"allowed": "bold green", "duties": "bold green", "person": "bold yellow", "denied": "bold red"}
-_CHOICES = {"purpose": PURPOSES, "company": ACTORS, "received": RECEIVED}
 
 
 def show(found: Report) -> None:
@@ -67,7 +68,7 @@ def _points(points: Iterable[Point], indent: int) -> None:
         if point.more:
             text.append(f"\n{point.more}", "bold red" if point.bad else "")
         where = " · ".join(filter(None, (point.ref, ", ".join(point.parts))))
-        text.append(f"\n{where}", "dim")
+        text.append(f"\n{where}" if where else "", "dim")
         _bullet(text, indent)
 
 
@@ -103,7 +104,7 @@ def explained(entry: Licence, language: Language) -> None:
         for clause in source.clauses:
             _bullet(_clause(clause, pt), 2)
     _line(
-        f"\n{WORDS['source'][pt]}: {entry.source}; {WORDS['read'][pt]} {entry.read}; {WORDS['sure'][pt]}: {SURE[entry.sure][pt]}",
+        f"\n{WORDS['source'][pt]}: {source_text(entry.source, language)}; {WORDS['read'][pt]} {entry.read}; {WORDS['sure'][pt]}: {SURE[entry.sure][pt]}",
         "dim",
     )
     _line(WORDS["advice"][pt], "dim")
@@ -126,42 +127,74 @@ def _clause(clause: Clause, pt: bool) -> Text:
 
 
 def ask(judgement: Judgement, judged: Callable[[Use], Judgement], language: Language) -> Judgement:
-    """Ask for the facts that clauses turn on, one by one, until none is left or the answer is empty."""
+    """Ask for the facts that clauses turn on, one by one, until none is left.
+
+    An empty answer leaves a fact unknown; one that means nothing is said to, and asked for again.
+    """
     skipped: set[str] = set()
     while waiting := [fact for fact in judgement.missing if fact not in skipped and fact not in _NOT_ASKED]:
         fact = waiting[0]
         answer = typer.prompt(
             question(fact, language) + _hint(fact, language), default="", show_default=False, err=True
         )
-        value = _value(fact, answer)
-        if value is None:
+        if not answer.strip():
             skipped.add(fact)
+            continue
+        value = _value(fact, answer, language)
+        if value is None:
+            tell(_not_understood(fact, answer, language))
         else:
             judgement = judged(answered(judgement.use, fact, value))
     return judgement
 
 
 _NOT_ASKED = frozenset({"generated_by_you"})  # a fact of each part, stated in the file
-_YES, _NO = {"y", "yes", "s", "sim", "true"}, {"n", "no", "nao", "não", "false"}
+_YES, _NO = {"y", "yes", "s", "sim", "true"}, {"n", "no", "nao", "false"}
+_NONE = _NO | {"none", "nenhum", "-"}
+_NUMBER = re.compile(r"\d+|\d{1,3}(?:([.,_ ])\d{3})(?:\1\d{3})*")
 
 
 def _hint(fact: str, language: Language) -> str:
-    if "." in fact or fact in _CHOICES or fact in ("fields", "domicile"):
+    if "." in fact or fact in CHOICES or fact == "domicile":
         return ""
     return " (s/n)" if language == "pt" else " (y/n)"
 
 
-def _value(fact: str, answer: str) -> object:
-    """What an answer means; None where it is empty or means nothing, so that the fact stays unknown."""
-    plain = answer.strip().lower()
-    if fact == "fields":
-        named = tuple(word for word in plain.replace(",", " ").split() if word in FIELDS)
-        return named if named or plain in _NO | {"none", "nenhum", "-"} else None
+def _value(fact: str, answer: str, language: Language) -> object:
+    """What an answer means; None where it means nothing."""
+    plain = _folded(answer)
     if "." in fact:
-        digits = plain.replace(",", "").replace("_", "").replace(".", "").replace(" ", "")
-        return int(digits) if digits.isascii() and digits.isdigit() else None
-    if fact in _CHOICES:
-        return plain if plain in _CHOICES[fact] else None
+        return int(re.sub(r"\D", "", plain)) if _NUMBER.fullmatch(plain) else None
+    if fact in CHOICES:
+        offered = {_folded(word): each for each in CHOICES[fact] for word in (each, choice(each, language))}
+        if fact == "fields":
+            if plain in _NONE:
+                return ()
+            named = [offered.get(word) for word in plain.replace(",", " ").split()]
+            return tuple(named) if all(named) else None
+        return offered.get(plain)
     if fact == "domicile":
         return plain.upper() if len(plain) == 2 and plain.isalpha() else None
     return True if plain in _YES else False if plain in _NO else None
+
+
+def _folded(text: str) -> str:
+    """Lower case, without accents, so that answers need none."""
+    plain = unicodedata.normalize("NFKD", text.strip().lower())
+    return "".join(letter for letter in plain if not unicodedata.combining(letter))
+
+
+def _not_understood(fact: str, answer: str, language: Language) -> str:
+    pt = language == "pt"
+    if "." in fact:
+        allowed = "um número inteiro, como 40000 ou 40.000" if pt else "a whole number, such as 40000 or 40,000"
+    elif fact in CHOICES:
+        allowed = ", ".join(choice(each, language) for each in CHOICES[fact])
+        allowed += ("; nenhum" if pt else "; none") if fact == "fields" else ""
+    elif fact == "domicile":
+        allowed = "duas letras, como BR" if pt else "two letters, such as BR"
+    else:
+        allowed = "s ou n" if pt else "y or n"
+    said = f"{answer.strip()!r} não foi entendido" if pt else f"{answer.strip()!r} was not understood"
+    skip = "vazio deixa em aberto" if pt else "empty leaves it open"
+    return f"{said}; {'permitido' if pt else 'allowed'}: {allowed}; {skip}"

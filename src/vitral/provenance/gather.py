@@ -109,7 +109,7 @@ def _writers(found: _Found) -> None:
         if known is not None and known.writer:
             where = f"what is known of {known.name}: {known.source}, read on {known.read}"
             said = Evidence("catalogue", where, known.writer, (known.written_by,))
-            found.part("outputs", f"{known.writer}, which wrote {part.name}", [said], part.generated_by or "other")
+            found.part("outputs", f"{known.writer} ({part.name})", [said], part.generated_by or "other")
 
 
 def _read(path: Path, found: _Found) -> None:

@@ -24,6 +24,7 @@ from vitral.provenance.wording import (
     Language,
     place,
     question,
+    source_text,
     text_of,
     value,
 )
@@ -232,7 +233,15 @@ def _licences(judgement: Judgement, language: Language) -> Iterator[tuple[str, .
     used |= {catalogue()[id].policy for id in used} - {""}
     for id in sorted(used):
         entry = catalogue()[id]
-        yield id, entry.name, entry.dated, entry.source, entry.read, SURE[entry.sure][language == "pt"], entry.get
+        yield (
+            id,
+            entry.name,
+            entry.dated,
+            source_text(entry.source, language),
+            entry.read,
+            SURE[entry.sure][language == "pt"],
+            entry.get,
+        )
 
 
 def to_json(judgement: Judgement) -> dict[str, Any]:

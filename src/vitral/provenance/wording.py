@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 from vitral.provenance.judgement import Finding, Outcome
-from vitral.provenance.use import FIELDS, PURPOSES
+from vitral.provenance.use import ACTORS, FIELDS, PURPOSES, RECEIVED
 
 __all__ = [
+    "CHOICES",
     "DUTY_GROUPS",
     "Language",
     "OUTCOMES",
@@ -17,8 +18,10 @@ __all__ = [
     "ROLES",
     "SURE",
     "WORDS",
+    "choice",
     "place",
     "question",
+    "source_text",
     "text_of",
     "value",
 ]
@@ -34,15 +37,15 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "duties": ("What you must do", "O que você deve fazer"),
     "records": ("Keep with your records", "Guarde nos seus registros"),
     "rests": ("What this rests on", "Em que isto se apoia"),
-    "licences": ("Licences that were read", "Licenças que foram lidas"),
+    "licences": ("Licences that were read", "Licenças lidas"),
     "part": ("part", "parte"),
     "role": ("role", "papel"),
     "licence": ("licence", "licença"),
-    "evidence": ("what says so", "o que o diz"),
+    "evidence": ("what says so", "evidência"),
     "version": ("version of", "versão de"),
     "source": ("where its text was read", "onde o texto foi lido"),
     "read": ("read on", "lida em"),
-    "sure": ("how sure", "certeza"),
+    "sure": ("how sure", "grau de certeza"),
     "none": ("no licence found", "nenhuma licença encontrada"),
     "inherited": (
         "no label of its own: the terms of what it is made from apply",
@@ -80,7 +83,7 @@ OUTCOMES: Mapping[Outcome, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Yes, as long as you keep the duties below.", "Sim, desde que você cumpra os deveres abaixo."),
     ),
     Outcome.PERSON: (
-        ("Needs a person", "Precisa de uma pessoa"),
+        ("Needs a person", "Requer decisão humana"),
         (
             "Not yet. The points below are open; a person must settle them before you go ahead.",
             "Ainda não. Os pontos abaixo estão em aberto; uma pessoa deve resolvê-los antes de você seguir.",
@@ -130,12 +133,12 @@ QUESTIONS: Mapping[str, tuple[str, str]] = {
     "serves": ("Do others use the model over a network, without getting the weights?", "Outros usam o modelo pela rede, sem receber os pesos?"),
     "trains_on_outputs": ("Is what the model writes used to improve another language model?", "O que o modelo escreve é usado para melhorar outro modelo de linguagem?"),
     "removes_safety": ("Is safety training, or a guardrail, taken out?", "Algum treino de segurança ou salvaguarda é removido?"),
-    "purpose": (f"What is the purpose ({', '.join(PURPOSES)})?", f"Qual é a finalidade ({', '.join(PURPOSES)})?"),
-    "fields": (f"Which of these fields of use does it touch, if any ({', '.join(FIELDS)})?", f"Quais destes campos de uso alcança, se algum ({', '.join(FIELDS)})?"),
+    "purpose": ("What is the purpose ({choices})?", "Qual é a finalidade ({choices})?"),
+    "fields": ("Which of these fields of use does it touch ({choices}; none)?", "Quais destes campos de uso alcança ({choices}; nenhum)?"),
     "text_only": ("Does only text go in and out?", "Só texto entra e sai?"),
-    "received": ("How was it received (direct, in_product, as_service)?", "Como foi recebido (direct, in_product, as_service)?"),
+    "received": ("How was it received ({choices})?", "Como foi recebido ({choices})?"),
     "competes": ("Does the result compete with the maker of the model?", "O resultado concorre com quem fez o modelo?"),
-    "company": ("Who acts (company, person, research, public)?", "Quem age (company, person, research, public)?"),
+    "company": ("Who acts ({choices})?", "Quem age ({choices})?"),
     "domicile": ("In which country is the seat (two letters, such as BR)?", "Em que país é a sede (duas letras, como BR)?"),
     "multimodal": ("Does the model take images or sound, not text alone?", "O modelo recebe imagens ou som, não só texto?"),
     "generated_by_you": ("Did you generate this data yourself? Say so in [[made_from]] generated_by.", "Você mesmo gerou estes dados? Diga em [[made_from]] generated_by."),
@@ -145,6 +148,14 @@ QUESTIONS: Mapping[str, tuple[str, str]] = {
     "revenue.year": ("What does your group take in a year (US dollars)?", "Quanto seu grupo fatura por ano (dólares)?"),
     "revenue.product_month": ("What does this product take in a month (US dollars)?", "Quanto este produto fatura por mês (dólares)?"),
 }  # fmt: skip
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "purpose": PURPOSES,
+    "company": ACTORS,
+    "received": RECEIVED,
+    "fields": FIELDS,
+}
+"""What a question offers, as use files spell it."""
 
 _IN_PORTUGUESE = (
     ("last sentence", "última frase"),
@@ -159,7 +170,7 @@ _IN_PORTUGUESE = (
     ("the card of", "o cartão de"),
     ("LICENSE of", "LICENSE de"),
     ("README of", "README de"),
-    (", which wrote ", ", que escreveu "),
+    ("items 1 and 2", "itens 1 e 2"),
     ("the maker's card, read on", "o cartão de quem o fez, lido em"),
     (", read on ", ", lido em "),
     ("the name ", "o nome "),
@@ -167,7 +178,47 @@ _IN_PORTUGUESE = (
     ("text of ", "texto de "),
     ("of the text of", "do texto de"),
     ("of the texto de", "do texto de"),
+    (" at ", " em "),
 )
+_SOURCES_IN_PORTUGUESE = (
+    ("descriptions by others; the text was not to be had", "descrições de terceiros; o texto não pôde ser obtido"),
+    ("the rest from descriptions", "o resto, de descrições"),
+    ("the whole text was not to be had", "o texto completo não pôde ser obtido"),
+    ("the whole text as Cloud-Temple/docs keeps it", "o texto completo como Cloud-Temple/docs o guarda"),
+    ("full text in the card of", "texto completo no cartão de"),
+    ("and in a public repository's translation file", "e no arquivo de tradução de um repositório público"),
+    ("the language-model text only from descriptions", "o texto dos modelos de linguagem, só de descrições"),
+    ("an edit of 2026-04-01 is known from others only", "uma edição de 2026-04-01 só é conhecida por terceiros"),
+    ("later edits of 2025-09 and 2025-10 not read", "edições posteriores de 2025-09 e 2025-10 não foram lidas"),
+    ("as quoted in the discussion of", "como citados na discussão de"),
+    ("as quoted in discussion 3 of", "como citado na discussão 3 de"),
+    ("as quoted from", "como citados de"),
+    ("as quoted on", "como citada em"),
+    ("quoted in Qwen cards", "citado em cartões da Qwen"),
+    ("and in a dated third-party check", "e em uma verificação datada de terceiros"),
+    ("LICENSE of ", "LICENSE de "),
+    ("read in part", "lido em parte"),
+    ("legal code", "texto legal"),
+    (" of Debian", " do Debian"),
+    ("simonwillison.net of ", "simonwillison.net de "),
+    (" branch ", " ramo "),
+    (" and on ", " e em "),
+    (" and ", " e "),
+    (" at ", " em "),
+)
+_CHOICES_IN_PORTUGUESE: Mapping[str, str] = {
+    "research": "pesquisa",
+    "evaluation": "avaliação",
+    "personal": "pessoal",
+    "internal": "interno",
+    "product": "produto",
+    "company": "empresa",
+    "person": "pessoa",
+    "public": "público",
+    "direct": "direto",
+    "in_product": "em_produto",
+    "as_service": "como_serviço",
+}
 _VALUES: Mapping[str, tuple[str, str]] = {
     "company": ("a company", "uma empresa"),
     "person": ("a person", "uma pessoa"),
@@ -215,6 +266,29 @@ def place(text: str, language: Language) -> str:
     return text
 
 
+def source_text(text: str, language: Language) -> str:
+    """Where a licence's text was read, in a language.
+
+    >>> source_text("databricks/dbrx, LICENSE at 7cbcf4ec", "pt")
+    'databricks/dbrx, LICENSE em 7cbcf4ec'
+    """
+    if language == "pt":
+        for english, portuguese in _SOURCES_IN_PORTUGUESE:
+            text = text.replace(english, portuguese)
+    return text
+
+
+def choice(name: str, language: Language) -> str:
+    """A value of a use file as it is offered and understood at a prompt.
+
+    >>> choice("internal", "pt"), choice("medical", "pt")
+    ('interno', 'medicina')
+    """
+    if language == "pt":
+        return _CHOICES_IN_PORTUGUESE.get(name) or _FIELDS_PT[name].replace(" ", "-")
+    return name
+
+
 def value(name: str, language: Language) -> str:
     """A value of a stated use as people write it."""
     if name in _VALUES:
@@ -236,7 +310,8 @@ def question(fact: str, language: Language = "en") -> str:
             f"How many people used the products of your group, affiliates included, in {month[1]}?",
             f"Quantas pessoas usaram os produtos do seu grupo, coligadas incluídas, em {month[1]}?",
         )[language == "pt"]
-    return QUESTIONS[fact][language == "pt"]
+    choices = ", ".join(choice(each, language) for each in CHOICES.get(fact, ()))
+    return QUESTIONS[fact][language == "pt"].format(choices=choices)
 
 
 def text_of(finding: Finding, language: Language) -> str:
