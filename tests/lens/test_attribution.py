@@ -23,7 +23,8 @@ def test_parts_add_up_to_the_logit(family: str, contrast: int | None) -> None:
     found = attribute(values, glass.weights, 11, contrast)
     logits = values["unembed.hook_out"][-1].astype(float)
     assert found.logit == logits[11] - (0 if contrast is None else logits[contrast])
-    assert abs(found.rounding) < 2e-6 * np.abs(logits).max()
+    assert found.rounding == 0
+    assert abs(found.rest) < 2e-6 * np.abs(logits).max()
     if found.experts is not None:
         np.testing.assert_allclose(found.experts.sum(axis=1), found.mlps, atol=2e-6)
 
@@ -75,12 +76,13 @@ def test_on_a_quantised_model_heads_add_up_and_rounding_is_a_part_of_its_own(rea
     neurons = neuron_attribution(values, real.weights, 29, 260)
     found = attribute(values, real.weights, 260)
     assert neurons.sum() == pytest.approx(found.mlps[29], rel=1e-4, abs=1e-5)
-    assert found.embed + found.heads.sum() + found.mlps.sum() + found.rounding == pytest.approx(found.logit, abs=1e-9)
-    # all of rounding comes from the last product: the law's eight-bit activations, not a part that was forgotten
+    parts = found.embed + found.heads.sum() + found.mlps.sum() + found.rounding
+    assert parts + found.rest == pytest.approx(found.logit, abs=1e-9)
+    assert abs(found.rest) < 2e-3  # all of rounding comes from the last product: no part was forgotten
     x = values["unembed.hook_in"][-1:].astype(np.float32)
     u = real.weights.W_U([260])[:, 0].astype(float)
     last = (real.weights.as_multiplied(real.weights.unembed_name, x) - x)[0] @ u
-    assert found.rounding == pytest.approx(last, abs=2e-3)
+    assert found.rounding == pytest.approx(last, abs=1e-6)
 
 
 def test_what_was_not_recorded_is_named() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import vitral
 from vitral.engine.interventions import Intervention
 from vitral.errors import RequestError
 from vitral.lens.inspect import inspect
@@ -27,9 +28,20 @@ def test_numbers_are_those_of_the_model(stories: Any) -> None:
         assert prediction["top"]["ids"][0] == int(logits[t].argmax())
     chosen = np.array(run["attribution"]["targets"])
     assert np.allclose(run["attribution"]["logits"], logits[np.arange(start, len(ids)), chosen], atol=1e-5)
-    sums = np.array(run["attribution"]["components"]).sum(0) + run["attribution"]["rest"]
-    assert np.allclose(sums, run["attribution"]["logits"], atol=1e-4)
+    parts = run["attribution"]
+    sums = np.array(parts["components"]).sum(0) + parts["rounding"] + parts["rest"]
+    assert np.allclose(sums, parts["logits"], atol=1e-4)
     assert run["lens"]["ids"][-1][-1] == run["predictions"][-1]["top"]["ids"]
+
+
+def test_parts_of_a_quantised_model_add_up_with_rounding_as_one_of_them(smollm2: Any) -> None:
+    with vitral.load(smollm2, threads=1, context_length=64) as model:
+        parts = inspect(model, model.tokenizer.encode("The capital of France is"))["run"]["attribution"]
+    components, heads = np.array(parts["components"]), np.array(parts["heads"])
+    assert np.abs(parts["rounding"]).max() > 0.005
+    assert np.abs(parts["rest"]).max() < 1e-3
+    assert np.allclose(components.sum(0) + parts["rounding"], parts["logits"], atol=1e-3)
+    assert np.allclose(heads.sum(1), components[1::2], atol=1e-3)  # heads to what attention adds, layer by layer
 
 
 def test_attention_maps_are_the_patterns_in_bytes(stories: Any) -> None:

@@ -21,6 +21,7 @@ export function attributionView(store: Store): HTMLElement {
       return;
     }
     const parts = run.attribution.components.map((values, i) => ({ name: partName(i, words), value: at(values, column) }));
+    parts.push({ name: words.rounding, value: at(run.attribution.rounding, column) });
     parts.push({ name: words.rest, value: at(run.attribution.rest, column) });
     const logit = at(run.attribution.logits, column);
     const caption = fill(words.attributionHelp, {

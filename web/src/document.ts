@@ -22,6 +22,7 @@ export interface Run {
     logits: number[];
     components: number[][];
     heads: number[][][];
+    rounding: number[];
     rest: number[];
   };
   attention: Maps;

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from vitral.errors import RequestError
 from vitral.formats.bounds import nearest
 from vitral.formats.weights import Weights
-from vitral.model.law import F32, Quantised, quantise_rows
+from vitral.lens.rounding import rounded, rows_of
+from vitral.model.law import F32, Quantised
 from vitral.model.spec import ModelSpec
 
 __all__ = ["ActivationCache"]
@@ -207,14 +208,11 @@ class ActivationCache(Mapping[str, Array]):
 
     def _unembedding(self, tokens: int | Sequence[int]) -> F32:
         """Rows of the unembedding (C,) or (T, C)."""
-        from vitral.formats.quants import decode
-
         tensor = self._weights()["embed.weight" if self.spec.tied_embeddings else "unembed.weight"]
         which = np.atleast_1d(np.asarray(tokens, np.int64))
         if which.min() < 0 or which.max() >= self.spec.vocab_size:
             raise RequestError(f"tokens are {which.tolist()[:5]}; allowed: 0 to {self.spec.vocab_size - 1}")
-        rows = decode(tensor.type.name, np.ascontiguousarray(tensor.raw()[which]))
-        values = rows.dequantize() if isinstance(rows, Quantised) else rows.reshape(len(which), -1)
+        values = rows_of(tensor, which)
         return values if np.ndim(tokens) else values[0]
 
     def _met(self, name: str, x: F32) -> tuple[F32, F32]:
@@ -222,9 +220,7 @@ class ActivationCache(Mapping[str, Array]):
         law = self._weights()[name].law()
         if not isinstance(law, Quantised):
             return x, law
-        codes, scales = quantise_rows(x)
-        rounded = codes.astype(np.float32) * np.repeat(scales, codes.shape[-1] // scales.shape[-1], axis=-1)
-        return rounded, law.dequantize()
+        return rounded(x), law.dequantize()
 
     def _with_remainder(self, parts: list[F32], labels: list[str], layer: int) -> tuple[list[F32], list[str]]:
         at = self._layer(layer)

@@ -18,6 +18,7 @@ from vitral.engine.digest import logits_digest
 from vitral.engine.interventions import Intervention, check_interventions
 from vitral.engine.observe import reference_taps
 from vitral.errors import RequestError
+from vitral.lens.unembedding import Unembedding
 from vitral.model import law
 from vitral.model.law import F32, LowRank, Quantised
 from vitral.model.reference import Cache, Reference
@@ -170,11 +171,7 @@ def _lens(
     glass: LawView, layer: int, x: F32, answer: Sequence[int], placebo: Sequence[int], top: int
 ) -> dict[str, Any]:
     """What the unembedding reads in the residual stream behind a block (logit lens)."""
-    spec, weights = glass.spec, glass.weights
-    gain = weights["ln_final.weight"]
-    gain = gain.dequantize() if isinstance(gain, Quantised) else gain
-    h = x * (np.float32(1) / law.rms_scale(x, spec.norm_eps)) * gain
-    rows = law.linear(weights["embed.weight" if spec.tied_embeddings else "unembed.weight"], h)  # (T, V)
+    rows = Unembedding.by_law(glass.spec, glass.weights).logits(x)  # (T, V)
     best = law.top_k(rows, top)
     steps = [
         {

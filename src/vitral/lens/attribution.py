@@ -3,7 +3,7 @@
 DLA_c(t, t') = (x_c * gain / scale) . (u_t - u_t'), the scale of the final norm frozen (Elhage et al.
 2021; arXiv 2211.00593). On quantised models the law rounds what it multiplies to eight bits: inside
 the model we split the rounded values, so that heads, neurons and experts add up to what their layer
-wrote; what rounding adds before the unembedding is a part of its own, `rounding`.
+wrote; what rounding adds before the unembedding is a part of its own, `rounding`, computed from it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitral.engine.forward import ShowsTaps
 from vitral.errors import RequestError
+from vitral.formats.weights import Weights
 from vitral.lens.finding import Finding
 from vitral.lens.glass import Values
+from vitral.lens.rounding import is_quantised, rounded
 from vitral.lens.weights import WeightView
 from vitral.model.law import F32
 
-__all__ = ["Attribution", "attribute", "expert_outputs", "head_results", "neuron_attribution"]
+__all__ = ["Attribution", "attribute", "expert_outputs", "head_results", "heads_toward", "neuron_attribution"]
 
 F64 = NDArray[np.float64]
+_TOGETHER = 64  # directions that go back through a matrix at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,9 @@ class Attribution(Finding):
     """The parts of a logit, or of the difference of two, after one token.
 
     embed: the token's own embedding. heads: (L, H). mlps: (L,). experts: (L, E), all of whose rows sum
-    to `mlps`, or None for a dense model. rounding: what is left, from eight-bit activations and float32.
-    embed + heads + mlps + rounding = logit; without quantised weights rounding is float noise.
+    to `mlps`, or None for a dense model. rounding: what the eight bits add in which the unembedding reads its
+    input, 0 without quantised weights. rest: what float32 sums leave, noise.
+    embed + heads + mlps + rounding + rest = logit.
     """
 
     position: int
@@ -42,6 +47,7 @@ class Attribution(Finding):
     mlps: F64
     experts: F64 | None
     rounding: float
+    rest: float
 
 
 def head_results(values: Values, weights: WeightView, layer: int) -> F32:
@@ -51,6 +57,19 @@ def head_results(values: Values, weights: WeightView, layer: int) -> F32:
     T, H, D = z.shape
     z = weights.as_multiplied(name, z.reshape(T, H * D)).reshape(T, H, D)
     return np.asarray(np.einsum("thd,chd->thc", z, weights.matrix(name).reshape(-1, H, D)), np.float32)
+
+
+def heads_toward(model: ShowsTaps, weights: Weights, layer: int, z: F32, directions: F32) -> F32:
+    """What each head adds along a direction (n, C) for each of n tokens, (H, n): z (n, H, D) times what W_O makes of it.
+
+    The engine reads W_O backwards, once for all of up to 64 directions: no head's result (n, H, C) is formed.
+    """
+    name = f"blocks.{layer}.attn.o.weight"
+    n, H, D = z.shape
+    flat = z.reshape(n, H * D)
+    flat = rounded(flat) if is_quantised(weights[name]) else flat
+    back = [model.project_back(name, directions[i : i + _TOGETHER]) for i in range(0, n, _TOGETHER)]
+    return np.asarray(np.einsum("nhd,nhd->hn", flat.reshape(n, H, D), np.concatenate(back).reshape(n, H, D)))
 
 
 def expert_outputs(values: Values, weights: WeightView, layer: int) -> F32:
@@ -76,8 +95,8 @@ def attribute(
 ) -> Attribution:
     """Split the logit of `target` after a token, or its lead over `contrast`, among the parts that wrote it.
 
-    `values` has hook_embed, hook_z, hook_mlp_out of all layers, ln_final.hook_scale, unembed.hook_out,
-    and for experts their indices, weights and outputs.
+    `values` has hook_embed, hook_z, hook_mlp_out of all layers, hook_resid_post of the last, ln_final.hook_scale,
+    unembed.hook_out, and for experts their indices, weights and outputs.
     """
     spec = weights.spec
     direction = _direction(values, weights, target, contrast, position)
@@ -90,8 +109,12 @@ def attribute(
     if spec.moe is not None:
         experts = np.stack([expert_outputs(values, weights, i)[position] @ direction for i in range(spec.n_layers)])
     place = position % len(_value(values, "hook_embed"))
-    left = float(logit - embed - heads.sum() - mlps.sum())
-    return Attribution(place, target, contrast, float(logit), embed, heads, mlps, experts, left)
+    last = _value(values, f"blocks.{spec.n_layers - 1}.hook_resid_post")[[position]]
+    ids = [target] if contrast is None else [target, contrast]
+    each = weights.unembedding.rounding(np.repeat(last, len(ids), axis=0), ids)
+    rounding = float(each[0] - each[1:].sum())
+    left = float(logit - embed - heads.sum() - mlps.sum() - rounding)
+    return Attribution(place, target, contrast, float(logit), embed, heads, mlps, experts, rounding, left)
 
 
 def neuron_attribution(

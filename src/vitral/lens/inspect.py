@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitral.engine.interventions import Intervention, to_document
+from vitral.engine.native import NativeForward
 from vitral.errors import ContextOverflow, RequestError
 from vitral.language_model import LanguageModel
-from vitral.lens.readout import Projection, Readout, read, softmax
+from vitral.lens.readout import Readout, read
+from vitral.lens.statistics import softmax
+from vitral.lens.unembedding import Unembedding
 from vitral.native import top_n
 from vitral.tokenizer.tokenizer import Tokenizer
 
@@ -58,8 +61,10 @@ def inspect(
     start = max(0, len(ids) - window)
     if model.weights is None:
         raise RequestError("this model has no weights to read; open it with vitral.load")
-    projection = Projection(model.spec, model.weights)
-    found = read(model, projection, ids, start=start, top=top, progress=progress)
+    forward = model.engine.forward
+    threads = forward.model.threads if isinstance(forward, NativeForward) else 1
+    unembedding = Unembedding.by_kernels(model.spec, model.weights, threads)
+    found = read(model, unembedding, ids, start=start, top=top, progress=progress)
     run, mentioned = _run(found, ids, start, top)
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -72,7 +77,7 @@ def inspect(
     if interventions:
         changed = read(
             model,
-            projection,
+            unembedding,
             ids,
             start=start,
             top=top,
@@ -133,7 +138,8 @@ def _run(found: Readout, ids: Sequence[int], start: int, top: int) -> tuple[dict
             "logits": _rounded(logit),
             "components": _rounded(found.components),
             "heads": _rounded(found.heads),
-            "rest": _rounded(logit - found.components.sum(0)),
+            "rounding": _rounded(found.rounding),
+            "rest": _rounded(logit - found.components.sum(0) - found.rounding),
         },
         "attention": found.attention,
         "experts": _experts(found),
@@ -143,7 +149,7 @@ def _run(found: Readout, ids: Sequence[int], start: int, top: int) -> tuple[dict
 
 def _prediction(logits: NDArray[np.float32], following: int | None, top: int) -> dict[str, Any]:
     """What the model expects after a token, and how it took what really follows."""
-    probs = softmax(logits.astype(np.float64))
+    probs = softmax(logits)
     best = top_n(logits, top)
     entropy = -float(np.sum(probs * np.log2(np.maximum(probs, 1e-300))))
     next = None

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from vitral.engine.forward import ShowsTaps
 from vitral.engine.observe import Watch
 from vitral.errors import RequestError
-from vitral.formats.quants import decode
+from vitral.lens.attribution import heads_toward
 from vitral.lens.readings import Readings, position_axis
-from vitral.model.law import F32, Quantised, quantise_rows, rms_scale
+from vitral.lens.weights import WeightView
+from vitral.model.law import F32
 from vitral.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class LightSet:
             raise RequestError("this model was made without its weights at hand; open it with vitral.load")
         self.watches = light_watches(model.spec, since)
         self._spec, self._weights, self._forward = model.spec, model.weights, model.engine.forward
+        self._unembedding = WeightView(model.spec, model.weights).unembedding
         self._seen = Readings()
         self._waiting = 0  # tokens that were seen and not reduced yet
         self._done: list[Light] = []
@@ -125,17 +127,13 @@ class LightSet:
     def _piece(self, seen: Readings, positions: NDArray[np.int64], ids: Sequence[int]) -> Light:
         targets = np.asarray(ids, np.int64)[positions + 1]
         n, L = len(positions), self._spec.n_layers
-        unembed = self._rows("embed.weight" if self._spec.tied_embeddings else "unembed.weight", targets)
-        direction = unembed * self._weights["ln_final.weight"].dequantize()  # (N, C)
-        scale = seen[_SCALE].values[:n]
+        directions = self._unembedding.directions(targets, seen[_SCALE].values[:n])  # (N, C)
         lens = np.empty((L, n), np.float32)
         heads = np.empty((L, self._spec.n_heads, n), np.float32)
         for i in range(L):
-            stream = seen[f"blocks.{i}.hook_resid_post"].values[:n]
-            lens[i] = np.einsum("nc,nc->n", stream / rms_scale(stream, self._spec.norm_eps), direction)
-            heads[i] = self._heads(
-                i, seen[f"blocks.{i}.attn.hook_z"].values[:n], np.asarray(direction / scale, np.float32)
-            )
+            lens[i] = self._unembedding.logit_of(seen[f"blocks.{i}.hook_resid_post"].values[:n], targets)
+            z = seen[f"blocks.{i}.attn.hook_z"].values[:n]
+            heads[i] = heads_toward(self._forward, self._weights, i, z, directions)
         keys, attention = [], []
         for i in range(L):
             name = f"blocks.{i}.attn.hook_pattern"
@@ -146,31 +144,12 @@ class LightSet:
             experts, shares, margins = self._routes(seen, n, self._spec.moe.n_experts_per_token)
         return Light(positions, targets, lens, heads, np.stack(keys), np.stack(attention), experts, shares, margins)
 
-    def _heads(self, layer: int, z: F32, direction: F32) -> F32:
-        """z of each head times what W_O makes of the direction, (H, N); z as the product reads it."""
-        n = len(z)
-        name = f"blocks.{layer}.attn.o.weight"
-        z = z.reshape(n, -1)
-        if isinstance(decode(self._weights[name].type.name, self._weights[name].raw()[:1]), Quantised):
-            codes, scales = quantise_rows(z)
-            z = codes.astype(np.float32) * np.repeat(scales, codes.shape[-1] // scales.shape[-1], axis=-1)
-        parts = [
-            self._forward.project_back(name, direction[start : start + _TOGETHER]) for start in range(0, n, _TOGETHER)
-        ]
-        shape = (n, self._spec.n_heads, self._spec.head_dim)
-        return np.asarray(np.einsum("nhd,nhd->hn", z.reshape(shape), np.concatenate(parts).reshape(shape)))
-
     def _routes(self, seen: Readings, n: int, k: int) -> tuple[NDArray[np.int32], F32, F32]:
         def stacked(which: str) -> Array:
             return np.stack([seen[f"blocks.{i}.mlp.hook_{which}"].values[:n] for i in range(self._spec.n_layers)])
 
         ordered = -np.sort(-stacked("router_logits"), axis=-1)
         return stacked("expert_indices"), stacked("expert_weights_topk"), ordered[..., k - 1] - ordered[..., k]
-
-    def _rows(self, name: str, which: NDArray[np.int64]) -> F32:
-        tensor = self._weights[name]
-        values = decode(tensor.type.name, np.ascontiguousarray(tensor.raw()[which]))
-        return values.dequantize() if isinstance(values, Quantised) else values.reshape(len(which), -1)
 
 
 def _to_width(rows: Array, nothing: float) -> Array:

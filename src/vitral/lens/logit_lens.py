@@ -14,7 +14,6 @@ from vitral.lens.finding import Finding
 from vitral.lens.glass import Values
 from vitral.lens.statistics import log_softmax
 from vitral.lens.weights import WeightView
-from vitral.model import law
 from vitral.model.law import F32
 
 __all__ = ["LogitLens", "Translator", "commitment_layer", "lens_logits", "logit_lens", "read_translator", "target_lens"]
@@ -65,18 +64,9 @@ def residuals(values: Values, n_layers: int) -> list[F32]:
     return [np.asarray(values[name], np.float32) for name in names]
 
 
-def _read(weights: WeightView, h: F32) -> F32:
-    """After the final norm and gain, as the unembedding gets it, by the law's own operations."""
-    scale = law.rms_scale(h, weights.spec.norm_eps)
-    return np.asarray(h * (np.float32(1) / scale) * weights.gain("ln_final"), np.float32)
-
-
 def lens_logits(weights: WeightView, h: F32) -> F32:
-    """Logits (T, V) of residual rows (T, C): W_U' N_f(h), by the law. Of the last layer: the model's, to the bit.
-
-    nostalgebraist 2020, "interpreting GPT: the logit lens".
-    """
-    return law.linear(weights.tensors[weights.unembed_name].law(), _read(weights, h))
+    """Logits (T, V) of residual rows (T, C): W_U' N_f(h), by the law. Of the last layer: the model's, to the bit."""
+    return weights.unembedding.logits(h)
 
 
 def logit_lens(values: Values, weights: WeightView, *, top: int = 5, translator: Translator | None = None) -> LogitLens:
@@ -86,13 +76,12 @@ def logit_lens(values: Values, weights: WeightView, *, top: int = 5, translator:
     """
     spec = weights.spec
     stream = residuals(values, spec.n_layers)
-    unembed = weights.tensors[weights.unembed_name].law()
 
     def logp(layer: int) -> F64:
         h = stream[layer]
         if translator is not None and layer < spec.n_layers:
             h = translator(layer, h)
-        return log_softmax(law.linear(unembed, _read(weights, h)))
+        return log_softmax(weights.unembedding.logits(h))
 
     final = logp(spec.n_layers)  # (T, V)
     best = final.argmax(axis=-1)  # (T,)
@@ -117,7 +106,7 @@ def target_lens(
     for layer, h in enumerate(residuals(values, weights.spec.n_layers)):
         if translator is not None and layer < weights.spec.n_layers:
             h = translator(layer, h)
-        found.append(weights.as_multiplied(weights.unembed_name, _read(weights, h)).astype(np.float64) @ columns)
+        found.append(weights.unembedding.multiplied(weights.unembedding.read(h)).astype(np.float64) @ columns)
     return np.stack(found)
 
 

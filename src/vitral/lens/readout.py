@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitral.engine.forward import ShowsTaps
 from vitral.engine.interventions import Intervention
 from vitral.engine.observe import Watch
 from vitral.engine.request import Finished, SamplingParams
-from vitral.formats.weights import Weights
 from vitral.language_model import LanguageModel
+from vitral.lens.attribution import heads_toward
 from vitral.lens.maps import AttentionMaps
+from vitral.lens.statistics import softmax
+from vitral.lens.unembedding import Unembedding
 from vitral.model.law import F32
-from vitral.model.spec import ModelSpec
 
-__all__ = ["Projection", "Readout", "read"]
+__all__ = ["Readout", "read"]
 
 I32 = NDArray[np.int32]
+F64 = NDArray[np.float64]
 _WINDOW = (
     "hook_embed",
     "blocks.*.attn.hook_z",
@@ -32,46 +35,23 @@ _WINDOW = (
 _ROUTES = ("blocks.*.mlp.hook_expert_indices", "blocks.*.mlp.hook_expert_weights_topk")
 
 
-class Projection:
-    """The way from the residual stream to logits: gain (C,) and unembedding (V, C), dequantised."""
-
-    def __init__(self, spec: ModelSpec, weights: Weights) -> None:
-        self.spec = spec
-        self.gain = weights["ln_final.weight"].dequantize().reshape(-1)
-        self.unembed = weights["embed.weight" if spec.tied_embeddings else "unembed.weight"].dequantize()
-        self._weights = weights
-
-    def logits(self, resid: F32) -> F32:
-        """What a residual stream (W, C) would say if the model ended here: (W, V)."""
-        scale = np.sqrt(np.mean(np.square(resid, dtype=np.float64), -1, keepdims=True) + self.spec.norm_eps)
-        return np.asarray((resid / scale * self.gain).astype(np.float32) @ self.unembed.T)
-
-    def directions(self, ids: I32, scale: F32) -> F32:
-        """What each of W residual streams is multiplied with to give the logit of its token: (W, C)."""
-        return np.asarray(self.unembed[ids] * self.gain / scale)
-
-    def output(self, layer: int) -> F32:
-        """The attention output matrix of a layer by heads: (C, H, D)."""
-        matrix = self._weights[f"blocks.{layer}.attn.o.weight"].dequantize()
-        return matrix.reshape(self.spec.dim, self.spec.n_heads, self.spec.head_dim)
-
-
 @dataclass(frozen=True)
 class Readout:
     """One reading of T tokens; W of them, the window, are looked at closely.
 
     logits (T, V). targets (W,): the token whose logit the attributions explain. lens: for each layer
     the ids and probabilities of its candidates (W, n), and the target's probability (W,).
-    components (2 L + 1, W): embedding, then attention and feed-forward part of each layer.
-    heads (L, H, W). experts: chosen indices and weights (L, T, k) each, or None.
+    components (2 L + 1, W): embedding, then attention and feed-forward part of each layer. rounding (W,):
+    what the eight bits add in which the unembedding reads its input. heads (L, H, W). experts: chosen indices and weights (L, T, k) each, or None.
     """
 
     logits: F32
     targets: I32
     lens_ids: I32
-    lens_probs: F32
-    lens_target: F32
-    components: F32
+    lens_probs: F64
+    lens_target: F64
+    components: F64
+    rounding: F64
     heads: F32
     attention: dict[str, Any]
     experts: tuple[I32, F32] | None
@@ -79,7 +59,7 @@ class Readout:
 
 def read(
     model: LanguageModel,
-    projection: Projection,
+    unembedding: Unembedding,
     ids: Sequence[int],
     *,
     start: int,
@@ -93,7 +73,7 @@ def read(
     targets (W,): whose logits to explain; the model's own choices if not given. progress: called with
     (tokens read by a layer, tokens times layers).
     """
-    spec = projection.spec
+    spec = model.spec
     parts: dict[str, list[NDArray[Any]]] = {}
     maps = AttentionMaps(spec.n_layers, spec.n_heads, len(ids))
     logits = np.empty((len(ids), spec.vocab_size), np.float32)
@@ -123,24 +103,28 @@ def read(
             if isinstance(event, Finished) and event.error is not None:
                 raise event.error
     kept = {name: np.concatenate(some) for name, some in parts.items()}
-    return _reduced(kept, projection, logits, maps, start, top, targets)
+    return _reduced(model, unembedding, kept, logits, maps, start, top, targets)
 
 
 def _reduced(
+    model: LanguageModel,
+    unembedding: Unembedding,
     kept: dict[str, NDArray[Any]],
-    projection: Projection,
     logits: F32,
     maps: AttentionMaps,
     start: int,
     top: int,
     targets: I32 | None,
 ) -> Readout:
-    spec, layers = projection.spec, range(projection.spec.n_layers)
+    assert model.weights is not None, "the unembedding was made from them"
+    assert isinstance(model.engine.forward, ShowsTaps), "its values were just read"
+    forward, weights, spec = model.engine.forward, model.weights, model.spec
+    layers = range(spec.n_layers)
     wanted = logits[start:]
     targets = wanted.argmax(-1).astype(np.int32) if targets is None else targets
-    lens = [_lens(projection.logits(kept[f"blocks.{i}.hook_resid_post"]), targets, top) for i in layers[:-1]]
+    lens = [_lens(unembedding.logits(kept[f"blocks.{i}.hook_resid_post"]), targets, top) for i in layers[:-1]]
     lens.append(_lens(wanted, targets, top))  # the last layer's view is the model's own answer
-    directions = projection.directions(targets, kept["ln_final.hook_scale"])
+    directions = unembedding.directions(targets, kept["ln_final.hook_scale"])
     adds = ["hook_embed", *(f"blocks.{i}.hook_{part}_out" for i in layers for part in ("attn", "mlp"))]
     return Readout(
         logits=logits,
@@ -148,8 +132,11 @@ def _reduced(
         lens_ids=np.stack([one[0] for one in lens]),
         lens_probs=np.stack([one[1] for one in lens]),
         lens_target=np.stack([one[2] for one in lens]),
-        components=np.stack([np.einsum("wc,wc->w", directions, kept[name]) for name in adds]),
-        heads=np.stack([_heads(directions, projection.output(i), kept[f"blocks.{i}.attn.hook_z"]) for i in layers]),
+        components=np.stack([np.einsum("wc,wc->w", directions, kept[name], dtype=np.float64) for name in adds]),
+        rounding=unembedding.rounding(kept[f"blocks.{layers[-1]}.hook_resid_post"], targets),
+        heads=np.stack(
+            [heads_toward(forward, weights, i, kept[f"blocks.{i}.attn.hook_z"], directions) for i in layers]
+        ),
         attention=maps.document(),
         experts=(
             np.stack([kept[f"blocks.{i}.mlp.hook_expert_indices"] for i in layers]),
@@ -160,23 +147,10 @@ def _reduced(
     )
 
 
-def _heads(directions: F32, output: F32, z: F32) -> F32:
-    """What each head adds to the logits: (H, W). The direction goes back through the output matrix first."""
-    n_rows = len(directions)
-    read = (directions @ output.reshape(len(output), -1)).reshape(n_rows, z.shape[1], z.shape[2])  # (W, H, D)
-    return np.asarray(np.einsum("whd,whd->hw", read, z))
-
-
-def _lens(logits: F32, targets: I32, top: int) -> tuple[I32, F32, F32]:
+def _lens(logits: F32, targets: I32, top: int) -> tuple[I32, F64, F64]:
     """Candidates (W, top), their probabilities, and the targets' (W,)."""
     probs = softmax(logits)
     found = np.argpartition(-probs, top - 1, axis=-1)[:, :top]
     order = np.argsort(-np.take_along_axis(probs, found, 1), axis=1, kind="stable")
     found = np.take_along_axis(found, order, 1)
     return found.astype(np.int32), np.take_along_axis(probs, found, 1), probs[np.arange(len(probs)), targets]
-
-
-def softmax(logits: F32) -> F32:
-    """Probabilities along the last axis."""
-    exponents = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(exponents / exponents.sum(-1, keepdims=True))

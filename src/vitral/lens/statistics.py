@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vitral.errors import RequestError
 from vitral.lens.finding import Finding
 
-__all__ = ["Interval", "bootstrap", "log_softmax", "token_losses"]
+__all__ = ["Interval", "bootstrap", "log_softmax", "softmax", "token_losses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,15 @@ def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     z = np.asarray(logits, np.float64)
     z = z - z.max(axis=-1, keepdims=True)
     return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities over the last axis, in float64.
+
+    >>> softmax(np.array([0.0, np.log(3.0)])).round(6).tolist()
+    [0.25, 0.75]
+    """
+    return np.asarray(np.exp(log_softmax(logits)))
 
 
 def token_losses(logits: NDArray[np.floating], ids: Sequence[int]) -> NDArray[np.float64]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitral.errors import RequestError
-from vitral.formats.quants import decode
 from vitral.formats.weights import Weights
-from vitral.model.law import F32, Quantised, quantise_rows
+from vitral.lens.rounding import is_quantised, rounded, rows_of
+from vitral.lens.unembedding import Unembedding
+from vitral.model.law import F32
 from vitral.model.spec import ModelSpec
 
 __all__ = ["WeightView"]
@@ -36,8 +37,7 @@ class WeightView:
         """Some rows of a tensor (n, columns), without dequantising the others."""
         tensor = self.tensors[name]
         chosen = self._within(np.asarray(which, np.int64).reshape(-1), tensor.shape[0], f"row of {name}")
-        values = decode(tensor.type.name, np.ascontiguousarray(tensor.raw()[chosen]))
-        return values.dequantize() if isinstance(values, Quantised) else values.reshape(len(chosen), -1)
+        return rows_of(tensor, chosen)
 
     def _matrix(self, name: str) -> F32:
         """A whole tensor, (outputs, inputs); the last few stay in memory."""
@@ -47,15 +47,16 @@ class WeightView:
 
     def is_quantised(self, name: str) -> bool:
         """Whether the law rounds what is multiplied with this matrix to eight bits."""
-        tensor = self.tensors[name]
-        return isinstance(decode(tensor.type.name, tensor.raw()[:1]), Quantised)
+        return is_quantised(self.tensors[name])
 
     def as_multiplied(self, name: str, x: F32) -> F32:
         """Activations (T, K) as the law multiplies them with this matrix: rounded if it is quantised."""
-        if not self.is_quantised(name):
-            return x
-        codes, scales = quantise_rows(x)
-        return codes.astype(np.float32) * np.repeat(scales, codes.shape[-1] // scales.shape[-1], axis=-1)
+        return rounded(x) if self.is_quantised(name) else x
+
+    @cached_property
+    def unembedding(self) -> Unembedding:
+        """From residual rows to logits."""
+        return Unembedding.by_kernels(self.spec, self.tensors)
 
     @property
     def unembed_name(self) -> str:

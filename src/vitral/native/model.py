@@ -56,6 +56,11 @@ class NativeModel:
         return str(self._model.isa)
 
     @property
+    def threads(self) -> int:
+        """How many compute."""
+        return int(self._model.threads)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights."""
         return int(self._model.weight_bytes)
