@@ -28,8 +28,8 @@ def drift(
 ) -> None:
     """Compare two files of one model from the inside.
 
-    Logits, KL divergence, expert choices that flipped, heads and lens trajectories that moved. It runs
-    the numeric law in NumPy: every value is the engine's to the bit, at some tenths of a second a token.
+    Logits, KL divergence, expert choices that flipped, heads and lens trajectories that moved. The engine's
+    own model computes both: what is compared is to the bit what their answers are made of.
     """
     from vitral.errors import RequestError
     from vitral.lens import drift as compare

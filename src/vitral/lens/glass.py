@@ -1,25 +1,32 @@
 """A model under the lens: every value by its name, and any of them replaced.
 
-It runs the law itself (`vitral.model.reference`), so what it shows is to the bit what the engine
-computes for quantised weights, and it takes a moment per token: for study, not for serving.
+It runs the engine's own model with its taps, so what it shows is to the bit what answers are made of, at the engine's
+speed. A prompt is one pass: an edit is given a value of all its tokens at once.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitral.engine.forward import Batch
+from vitral.engine.memory import PAGE_SIZE
+from vitral.engine.native import NativeForward, native_model
 from vitral.errors import ContextOverflow, RequestError
 from vitral.formats.weights import Weights
 from vitral.lens.weights import WeightView
+from vitral.model import rope
 from vitral.model.law import F32
-from vitral.model.reference import Cache, Reference
 from vitral.model.spec import ModelSpec
-from vitral.model.taps import taps
+from vitral.model.taps import is_attention, taps
+from vitral.native import choose
+from vitral.settings import read_settings
 from vitral.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Edit", "Glass", "Values", "open_glass"]
@@ -30,16 +37,26 @@ Values = Mapping[str, NDArray[np.generic]]
 Edit = Callable[[NDArray[np.generic]], NDArray[np.generic]]
 """What replaces a value: it gets the value and returns one of the same shape."""
 
+_ROOM = 512  # tokens that the cache holds at first; a longer prompt makes it larger
+
 
 class Glass:
-    """A model that shows and takes every value of `vitral.model.taps`."""
+    """A model that shows and takes every value of `vitral.model.taps`.
 
-    def __init__(self, spec: ModelSpec, weights: Weights, tokenizer: Tokenizer | None = None) -> None:
+    threads: how many compute; VITRAL_THREADS, or all that this process may use. It never changes a bit.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, weights: Weights, tokenizer: Tokenizer | None = None, threads: int | None = None
+    ) -> None:
         self.spec = spec
-        self.weights = WeightView(spec, weights)
         self.tokenizer = tokenizer
-        self._reference = Reference(spec, weights.law())
+        settings = read_settings()
+        self._threads = threads or settings.threads or len(os.sched_getaffinity(0))
+        self.weights = WeightView(spec, weights, self._threads)
+        self._isa = choose(settings.isa)
         self._names = frozenset(tap.name for tap in taps(spec))
+        self._forward: NativeForward | None = None
 
     def run(
         self, ids: Sequence[int], names: Collection[str] | None = None, edits: Mapping[str, Edit] | None = None
@@ -68,28 +85,53 @@ class Glass:
                 raise RequestError(f"{idle[0]!r} names no value of this model; `vitral.model.taps` lists them")
         seen: dict[str, NDArray[np.generic]] = {}
 
-        def on_tap(name: str, value: NDArray[np.generic]) -> NDArray[np.generic] | None:
-            edit = edits.get(name)
-            changed = None if edit is None else np.asarray(edit(value.copy()), value.dtype)
-            if changed is not None and changed.shape != value.shape:
-                raise RequestError(f"{name} has shape {value.shape}; its replacement has {changed.shape}")
+        def on_tap(name: str, value: NDArray[Any], sequence: int) -> None:
+            if name in edits:
+                changed = np.asarray(edits[name](value.copy()), value.dtype)
+                if changed.shape != value.shape:
+                    raise RequestError(f"{name} has shape {value.shape}; its replacement has {changed.shape}")
+                value[...] = changed
             if name in wanted:
-                seen[name] = value if changed is None else changed
-            return changed
+                seen[name] = value.copy()
 
-        self._reference.forward(list(ids), Cache(self.spec, "f16"), on_tap)  # keys and values as the engine keeps them
+        shown = wanted | set(edits)
+        of = [0] if any(is_attention(name) for name in shown) else []
+        self._model(len(ids)).with_taps(_batch(ids), shown, on_tap, of)
         return seen
 
     def logits(self, ids: Sequence[int], edits: Mapping[str, Edit] | None = None) -> F32:
         """Logits (T, V) alone."""
         return self.run(ids, ["unembed.hook_out"], edits)["unembed.hook_out"].astype(np.float32)
 
+    def _model(self, n_tokens: int) -> NativeForward:
+        """The native model, packed when it is first run, with room for so many tokens."""
+        spec = self.spec
+        if self._forward is not None and n_tokens <= self._forward.n_pages * PAGE_SIZE:
+            return self._forward
+        pages = -(-max(n_tokens, min(_ROOM, spec.max_context)) // PAGE_SIZE)
+        if self._forward is None:
+            tensors = Weights(spec, dict(self.weights.tensors.tensors))  # packing counts what it takes
+            model = native_model(spec, tensors, threads=self._threads, isa=self._isa, context_length=1)
+        else:
+            model = self._forward.model
+        model.set_rope(*rope.tables(spec, pages * PAGE_SIZE, spec.max_context))
+        self._forward = NativeForward(model, model.new_cache(pages, PAGE_SIZE, "f16"), spec.vocab_size)
+        return self._forward
 
-def open_glass(path_or_name: str | Path) -> Glass:
+
+def open_glass(path_or_name: str | Path, threads: int | None = None) -> Glass:
     """Open a model by path, short name or `hf:owner/name`, past the same scan as `vitral.load`."""
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.hub import admitted
     from vitral.language_model import tokenizer_of
 
     checkpoint = open_checkpoint(admitted(str(path_or_name)))
-    return Glass(checkpoint.spec, checkpoint.weights, tokenizer_of(checkpoint))
+    return Glass(checkpoint.spec, checkpoint.weights, tokenizer_of(checkpoint), threads)
+
+
+def _batch(ids: Sequence[int]) -> Batch:
+    """One sequence, all of whose logits are wanted, from the first page on."""
+    T = len(ids)
+    every = np.arange(T, dtype=np.int32)
+    pages = np.arange(-(-T // PAGE_SIZE), dtype=np.int32)[None]
+    return Batch(np.array(ids, np.int32), every, np.zeros(T, np.int32), pages, every)

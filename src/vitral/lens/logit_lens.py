@@ -15,6 +15,7 @@ from vitral.lens.glass import Values
 from vitral.lens.statistics import log_softmax
 from vitral.lens.weights import WeightView
 from vitral.model.law import F32
+from vitral.native import top_rows
 
 __all__ = ["LogitLens", "Translator", "commitment_layer", "lens_logits", "logit_lens", "read_translator", "target_lens"]
 
@@ -77,18 +78,19 @@ def logit_lens(values: Values, weights: WeightView, *, top: int = 5, translator:
     spec = weights.spec
     stream = residuals(values, spec.n_layers)
 
-    def logp(layer: int) -> F64:
+    def read(layer: int) -> F32:
         h = stream[layer]
         if translator is not None and layer < spec.n_layers:
             h = translator(layer, h)
-        return log_softmax(weights.unembedding.logits(h))
+        return weights.unembedding.logits(h)
 
-    final = logp(spec.n_layers)  # (T, V)
+    final = log_softmax(read(spec.n_layers))  # (T, V)
     best = final.argmax(axis=-1)  # (T,)
     ids, probabilities, entropy, kl, ranks = [], [], [], [], []
     for layer in range(spec.n_layers + 1):
-        p = final if layer == spec.n_layers else logp(layer)
-        order = np.argsort(-p, axis=-1, kind="stable")[:, :top]
+        logits = read(layer)
+        p = log_softmax(logits)
+        order = top_rows(logits, top).astype(np.int64)
         ids.append(order)
         probabilities.append(np.exp(np.take_along_axis(p, order, axis=-1)))
         entropy.append(-(np.exp(p) * p).sum(axis=-1))

@@ -19,6 +19,7 @@ from vitral.lens.maps import AttentionMaps
 from vitral.lens.statistics import softmax
 from vitral.lens.unembedding import Unembedding
 from vitral.model.law import F32
+from vitral.native import top_rows
 
 __all__ = ["Readout", "read"]
 
@@ -150,7 +151,5 @@ def _reduced(
 def _lens(logits: F32, targets: I32, top: int) -> tuple[I32, F64, F64]:
     """Candidates (W, top), their probabilities, and the targets' (W,)."""
     probs = softmax(logits)
-    found = np.argpartition(-probs, top - 1, axis=-1)[:, :top]
-    order = np.argsort(-np.take_along_axis(probs, found, 1), axis=1, kind="stable")
-    found = np.take_along_axis(found, order, 1)
-    return found.astype(np.int32), np.take_along_axis(probs, found, 1), probs[np.arange(len(probs)), targets]
+    found = top_rows(logits, top)
+    return found, np.take_along_axis(probs, found, 1), probs[np.arange(len(probs)), targets]

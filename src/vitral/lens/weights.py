@@ -28,8 +28,9 @@ class WeightView:
     layer, head, expert or id that the model has not.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Weights) -> None:
+    def __init__(self, spec: ModelSpec, weights: Weights, threads: int = 1) -> None:
         self.spec = spec
+        self.threads = threads
         self.tensors = weights
         self.matrix = lru_cache(_KEPT)(self._matrix)
 
@@ -56,7 +57,7 @@ class WeightView:
     @cached_property
     def unembedding(self) -> Unembedding:
         """From residual rows to logits."""
-        return Unembedding.by_kernels(self.spec, self.tensors)
+        return Unembedding.by_kernels(self.spec, self.tensors, self.threads)
 
     @property
     def unembed_name(self) -> str:
