@@ -52,11 +52,11 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(folder: Path, *arguments: str, **environment: str) -> Iterator[Live]:
-    """Start it, wait until it is ready, stop it."""
+def live(folder: Path, *arguments: str, module: str = "vitral", **environment: str) -> Iterator[Live]:
+    """Start it, wait until it is ready, stop it. module: what has the command `serve`."""
     log = (folder / "log.txt").open("a+")
     process = subprocess.Popen(
-        [sys.executable, "-m", "vitral", "serve", *arguments]
+        [sys.executable, "-m", module, "serve", *arguments]
         + ["--port", "0", "--folder", str(folder), "--threads", "1", "--json"],
         stdout=subprocess.PIPE,
         stderr=log,

@@ -11,13 +11,17 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import threading
 import time
-from typing import Annotated, Any, Literal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 from starlette.responses import Response
 
-from vitral.errors import EngineLost, Overloaded, ShuttingDown, VitralError
+from vitral.errors import EngineLost, Overloaded, RecordStoreError, ShuttingDown, VitralError
 from vitral.serve.access import Caller
 from vitral.serve.body import Body, parse_json, validated
 from vitral.serve.call import Call, Route, json_response
@@ -32,7 +36,9 @@ from vitral.serve.unsupported import UNSUPPORTED
 __all__ = ["BatchBody", "Batches", "cancel", "create", "list_batches", "one_batch"]
 
 log = logging.getLogger("vitral.serve")
+_appending = threading.Lock()
 
+T = TypeVar("T")
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 MOST_LINES = 50_000
 TOGETHER = 16  # lines at a time
@@ -153,13 +159,14 @@ class Batches:
                 async with room:
                     answer = await self._answer(service, caller, batch["endpoint"], line, salt)
                     done[line["custom_id"]] = answer
-                    await asyncio.to_thread(_append, partial, answer)
+                    await _until_there_is_room(lambda: asyncio.to_thread(_append, partial, answer))
 
             async with asyncio.TaskGroup() as group:
                 for line in lines:
                     if line["custom_id"] not in done:
                         group.create_task(one(line))
-            await self._finish(service, caller, batch, [done[line["custom_id"]] for line in lines], "completed")
+            answers = [done[line["custom_id"]] for line in lines]
+            await _until_there_is_room(lambda: self._finish(service, caller, batch, answers, "completed"))
         except asyncio.CancelledError as error:
             if "cancelled" in error.args:
                 done = await asyncio.to_thread(_finished, partial)
@@ -190,7 +197,7 @@ class Batches:
                 checked = validated(route.body, body, UNSUPPORTED)  # type: ignore[arg-type]
                 response = await route.handler(Call(service, caller, None, checked, {}, route))  # type: ignore[arg-type]
                 return _result(line, 200, json.loads(bytes(response.body)))
-            except (Overloaded, EngineLost):
+            except (Overloaded, EngineLost, RecordStoreError):
                 await asyncio.sleep(1)
             except ShuttingDown:
                 await asyncio.sleep(3600)  # the server ends before; the next one tries this line again
@@ -204,7 +211,7 @@ class Batches:
         good = [answer for answer in answers if answer["response"]["status_code"] == 200]
         bad = [answer for answer in answers if answer["response"]["status_code"] != 200]
         for name, kept in (("output_file_id", good), ("error_file_id", bad)):
-            if kept:
+            if kept and batch[name] is None:  # else it was kept before the disk was full
                 data = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in kept).encode()
                 file = await save(service, caller.tenant, f"{batch['id']}_{name[:-8]}.jsonl", "batch_output", data)
                 batch[name] = file["id"]
@@ -245,20 +252,43 @@ def _result(line: dict[str, Any], status: int, body: Any) -> dict[str, Any]:
     return {"id": new_id("batch_req"), "custom_id": line["custom_id"], "response": response, "error": None}
 
 
-def _finished(partial: Any) -> dict[str, dict[str, Any]]:
-    """Lines that an earlier run wrote; a last one that was cut off does not count."""
+def _finished(partial: Path) -> dict[str, dict[str, Any]]:
+    """Lines that an earlier run wrote; a last one that was cut off is removed, so that others can follow."""
     found: dict[str, dict[str, Any]] = {}
     if partial.exists():
-        for raw in partial.read_bytes().splitlines(keepends=True):
-            if raw.endswith(b"\n"):
-                answer = json.loads(raw)
-                found[answer["custom_id"]] = answer
+        data = partial.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(partial, len(whole))
+        for raw in whole.splitlines():
+            answer = json.loads(raw)
+            found[answer["custom_id"]] = answer
     return found
 
 
-def _append(partial: Any, answer: dict[str, Any]) -> None:
-    with partial.open("ab") as out:
-        out.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+def _append(partial: Path, answer: dict[str, Any]) -> None:
+    """A line more, whole or not at all. Raises RecordStoreError if the disk is full."""
+    with _appending:
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("ab", buffering=0) as out:
+                before = out.tell()
+                line = json.dumps(answer, ensure_ascii=False).encode() + b"\n"
+                if out.write(line) != len(line):
+                    os.truncate(partial, before)
+                    raise RecordStoreError("the batch's answers cannot be kept: the disk is full")
+        except OSError as error:
+            raise RecordStoreError(f"the batch's answers cannot be kept: {error.strerror}") from error
+
+
+async def _until_there_is_room(work: Callable[[], Awaitable[T]]) -> T:
+    """Do it, and again while the disk is full: a batch has a day."""
+    while True:
+        try:
+            return await work()
+        except RecordStoreError as error:
+            log.warning("a batch waits: %s", error)
+            await asyncio.sleep(1)
 
 
 def _shown(batch: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import contextlib
 import ipaddress
 import logging
 import resource
+import socket
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,7 @@ __all__ = ["ServerOptions", "serve"]
 log = logging.getLogger("vitral.serve")
 
 IDLE_S = 15.0  # for a connection to send a request's head
+SEND_BYTES = 256 << 10  # that the kernel holds for a reader; what it does not take, we notice
 RECORDS_KEPT = 60.0  # seconds between two looks at what retention removes
 
 
@@ -192,6 +195,8 @@ def _protocol(service: Service) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            connection = transport.get_extra_info("socket")  # else the kernel holds 4 MB for whoever does not read
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
             service.metrics.connections.inc()
             self._idle = self.loop.call_later(IDLE_S, transport.abort)
 
@@ -205,7 +210,13 @@ def _protocol(service: Service) -> type[HttpToolsProtocol]:
             super().on_message_begin()
             if self._idle is None:
                 self._idle = self.loop.call_later(IDLE_S, self.transport.abort)
-            self.scope["extensions"] = {"vitral.abort": {"call": self.transport.abort}}
+            self.scope["extensions"] = {"vitral.abort": {"call": self._cut}}
+
+        def _cut(self) -> None:
+            """End the connection, and let go at once what the kernel still holds for a reader that does not read."""
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
 
         def on_headers_complete(self) -> None:
             if self._idle is not None:
