@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vitral.errors import HubError, ModelNotFound
+from vitral.hub import at_hand
 from vitral.hub.store import Store, sha256_of
 
 
@@ -26,6 +27,18 @@ def test_what_is_added_is_found_with_its_digest(tmp_path: Path) -> None:
     entry = store.entries()["a:1"]
     assert entry.files == {"model.gguf": sha256_of(path)}
     assert entry.n_bytes == 7
+
+
+def test_a_model_of_the_store_is_found_by_where_it_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRAL_HOME", str(tmp_path))
+    store = Store(tmp_path)
+    with store.staging() as folder:
+        staged = folder / "files"
+        staged.mkdir()
+        (staged / "model.gguf").write_bytes(b"weights")
+        path = store.add("mine", staged, "model.gguf", "hf:Acme/Base@c0ffee:q8")
+    assert at_hand("mine") == at_hand("acme/base") == path
+    assert at_hand("acme/other") is None
 
 
 def test_a_failed_fetch_leaves_nothing(tmp_path: Path) -> None:

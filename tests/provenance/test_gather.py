@@ -204,6 +204,35 @@ def test_the_data_of_a_tuned_model_of_ours_counts(tmp_path: Path) -> None:
         assert found.licences == ("apache-2.0",)
 
 
+def test_the_chain_of_bases_is_followed_as_far_as_their_files_are_here(tmp_path: Path) -> None:
+    """m is tuned from b, whose own card says Apache and that it comes from c, whose card says MRL and data by NC."""
+    for name, front in (
+        ("m", "license: mit\nbase_model: acme/b"),
+        ("b", "license: apache-2.0\nbase_model: acme/c"),
+        ("c", "license: other\nlicense_name: mrl\nbase_model: acme/b\ndatasets: acme/d"),
+    ):
+        (tmp_path / name).mkdir()
+        card(tmp_path / name, front)
+    use = replace(QUIET, made_from=(MadeFrom("dataset", "acme/d", "cc-by-nc-4.0"),))
+
+    def find(name: str) -> Path | None:
+        at = tmp_path / name.removeprefix("acme/")
+        return at if at.is_dir() else None
+
+    judgement = judge(gather(tmp_path / "m", "acme/m", use, find=find), use)
+    assert {part.name: part.licences for part in judgement.dossier.components} == {
+        "acme/m": ("mit",),
+        "acme/b": ("apache-2.0",),
+        "acme/c": ("mrl",),
+        "acme/d": ("cc-by-nc-4.0",),
+    }
+    assert judgement.outcome is Outcome.DENIED
+    assert {each.part for each in judgement.of("denied")} == {"acme/c"}
+    assert any("acme/c: README.md" in item.where for item in judgement.dossier.components[2].evidence)
+    alone = judge(gather(tmp_path / "m", "acme/m", use), use)
+    assert alone.outcome is Outcome.PERSON, "without b's files nothing says what b is"
+
+
 def test_one_base_by_two_spellings_is_one_part(tmp_path: Path) -> None:
     keys = {"general.base_model.count": 1, "general.base_model.0.name": "Acme Base 7B"}
     step = {"operation": "convert", "tool": "t", "parameters": {}}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.serve.conftest import CHAT, TINY
 from tests.serve.live import Live
-from vitral.provenance.licence import Use, check
+from vitral.provenance.licence import Use, check, compare, notice_files
 
 
 def test_a_verdict_over_http_is_that_of_the_library(server: Live, smollm2: Path) -> None:
@@ -39,6 +39,16 @@ def test_the_catalogue_and_its_entries_are_there(server: Live) -> None:
     assert {"llama3.1", "mrl", "apache-2.0"} <= set(ids)
     assert server.http.get("/v1/licence/Apache-2.0").json()["id"] == "apache-2.0"
     assert server.http.get("/v1/licence/no-such-licence").status_code == 404
+
+
+def test_notices_and_comparisons_are_those_of_the_library(server: Live, smollm2: Path) -> None:
+    use = {"what": {"commercial": True, "share_weights": True, "modify": True}}
+    found = server.post("/v1/licence/notices", {"model": CHAT, "use": use}).json()
+    wanted = check(CHAT, Use(commercial=True, share_weights=True, modify=True), smollm2)
+    assert found == {"outcome": wanted.outcome.words, "files": notice_files(wanted)}
+    rows = server.post("/v1/licence/compare", {"first": "llama3", "second": "llama3.1"}).json()["data"]
+    assert [row["about"] for row in rows] == [row.about for row in compare("llama3", "llama3.1")]
+    assert server.post("/v1/licence/compare", {"first": "llama3", "second": "llama33"}).status_code == 404
 
 
 def test_scan_and_digest_look_at_the_files_that_are_served(server: Live, tiny_path: str) -> None:

@@ -181,11 +181,12 @@ def recognise(
 
 
 def _judged(model: str, use: Path | Use | None) -> Judgement:
+    from vitral.hub import at_hand
     from vitral.provenance.licence import check as judged
     from vitral.provenance.use import Use, read_use
 
     path, name, declared = _place(model)
-    return judged(name, read_use(use) if isinstance(use, Path) else use or Use(), path, declared)
+    return judged(name, read_use(use) if isinstance(use, Path) else use or Use(), path, declared, at_hand)
 
 
 def _place(model: str) -> tuple[Path | None, str, dict[str, str]]:

@@ -8,7 +8,7 @@ from vitral.hub.remote import Progress, fetch, short_names
 from vitral.hub.store import Entry, Store
 from vitral.settings import read_settings
 
-__all__ = ["Entry", "Store", "admitted", "pull", "resolve", "short_names", "store"]
+__all__ = ["Entry", "Store", "admitted", "at_hand", "pull", "resolve", "short_names", "store"]
 
 
 def store() -> Store:
@@ -23,6 +23,16 @@ def pull(name: str, progress: Progress = lambda line: None) -> Path:
     """
     here = store()
     return here.path(name) or fetch(here, name, progress)
+
+
+def at_hand(name: str) -> Path | None:
+    """Where a model of the store is, by its name there or by owner/name; None where it is not, and nothing is fetched."""
+    here = store()
+    for entry in here.entries().values():
+        source = entry.source.removeprefix("hf:").partition("@")[0].partition(":")[0]
+        if name.lower() in (entry.name.lower(), source.lower()):
+            return here.path(entry.name)
+    return None
 
 
 def resolve(name: str) -> Path:

@@ -6,7 +6,7 @@ Nothing is judged here, and nothing that a file says is trusted: it is written d
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,8 @@ _UNSAFE = re.compile(r"abliterat|uncensored|jailbroken", re.I)
 _LARGEST = 2 << 20
 _LONGEST_LABEL = 300
 _MOST_PARTS = 200
+_LONGEST_CHAIN = 50
+_PARENTS: tuple[Role, ...] = ("base", "adapter", "merged")
 
 
 @dataclass
@@ -66,10 +68,17 @@ def _plain(name: str) -> str:
     return re.sub(r"[ _]+", "-", name.lower())
 
 
-def gather(path: Path | None, model: str, use: Use | None = None, declared: Mapping[str, str] | None = None) -> Dossier:
+def gather(
+    path: Path | None,
+    model: str,
+    use: Use | None = None,
+    declared: Mapping[str, str] | None = None,
+    find: Callable[[str], Path | None] = lambda name: None,
+) -> Dossier:
     """The dossier of a model in a file or folder, or (path None) of a name alone.
 
-    model: what it is called, best as owner/name. declared: labels from elsewhere, by where they stand.
+    model: what it is called, best as owner/name. declared: labels from elsewhere, by where they stand. find: where the
+    files of another model are, by its name; those of its parents are read as well, and of theirs.
     """
     found = _Found(model)
     for where, label in (declared or {}).items():
@@ -78,8 +87,9 @@ def gather(path: Path | None, model: str, use: Use | None = None, declared: Mapp
         _read(Path(path), found)
     if use is not None:
         _stated(found, use)
+    _chain(found, find)
     _writers(found)
-    parents = any(role in ("base", "adapter", "merged") for role, _ in found.parts)
+    parents = any(role in _PARENTS for role, _ in found.parts)
     if not parents:
         found.own += of_name(found.model)
     known = checkpoint(found.model)
@@ -100,6 +110,31 @@ def _stated(found: _Found, use: Use) -> None:
     for made in use.made_from:
         said = of_label(made.licence, "your statement", made.name, "stated") if made.licence else ()
         found.part(made.role, made.name or made.licence, said, made.generated_by)
+
+
+def _chain(found: _Found, find: Callable[[str], Path | None]) -> None:
+    """What the files of parents say of themselves and of what they are made from, as far as the files are at hand."""
+    waiting = [part for part in found.parts.values() if part.role in _PARENTS]
+    seen: set[str] = set()
+    while waiting and len(seen) < _LONGEST_CHAIN:
+        parent = waiting.pop(0)
+        path = None if _plain(parent.name) in seen else find(parent.name)
+        seen.add(_plain(parent.name))
+        if path is None:
+            continue
+        one = _Found(parent.name)
+        _read(path, one)
+        found.read += [f"{parent.name}: {name}" for name in one.read]
+        found.part(parent.role, parent.name, _elsewhere(one.own, parent.name))
+        for part in one.parts.values():
+            found.part(part.role, part.name, _elsewhere(part.evidence, parent.name), part.generated_by)
+        waiting += [part for part in one.parts.values() if part.role in _PARENTS]
+
+
+def _elsewhere(evidence: Iterable[Evidence], name: str) -> list[Evidence]:
+    """Evidence with the model whose files hold it."""
+    by_name = ("name", "catalogue")
+    return [item if item.kind in by_name else replace(item, where=f"{name}: {item.where}") for item in evidence]
 
 
 def _writers(found: _Found) -> None:

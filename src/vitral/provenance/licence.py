@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +46,19 @@ __all__ += [
 __all__ += ["write_notices"]
 
 
-def check(model: str, use: Use, path: Path | None = None, declared: Mapping[str, str] | None = None) -> Judgement:
+def check(
+    model: str,
+    use: Use,
+    path: Path | None = None,
+    declared: Mapping[str, str] | None = None,
+    find: Callable[[str], Path | None] = lambda name: None,
+) -> Judgement:
     """Judge an intended use of a model: in a file or folder (`path`), or of a name alone.
 
-    model: what it is called, best as owner/name. declared: labels from elsewhere, by where they stand.
+    model: what it is called, best as owner/name. declared: labels from elsewhere, by where they stand. find: where a
+    parent's files are, by its name (`vitral.hub.at_hand`); None where they are not on this machine.
     """
-    return judge(gather(path, model, use, declared), use)
+    return judge(gather(path, model, use, declared, find), use)
 
 
 @dataclass(frozen=True, slots=True)

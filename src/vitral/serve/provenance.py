@@ -11,9 +11,10 @@ from pydantic import Field
 from starlette.responses import Response
 
 from vitral.errors import LicenceError
-from vitral.hub import resolve
+from vitral.hub import at_hand, resolve
 from vitral.provenance.digest import model_files
-from vitral.provenance.licence import catalogue, check, licence, report, to_html, to_json
+from vitral.provenance.licence import Judgement, catalogue, check, licence, notice_files, report, to_html, to_json
+from vitral.provenance.licence import compare as compared
 from vitral.provenance.recognise import recognised_by
 from vitral.provenance.scan import scan as look
 from vitral.provenance.use import use_of
@@ -21,7 +22,8 @@ from vitral.serve.body import Body
 from vitral.serve.call import Call, json_response
 from vitral.serve.faults import ApiError
 
-__all__ = ["CheckBody", "FilesBody", "check_licence", "digest", "explain", "list_licences", "scan"]
+__all__ = ["CheckBody", "CompareBody", "FilesBody", "NoticesBody", "check_licence", "compare", "digest", "explain"]
+__all__ += ["list_licences", "notices", "scan"]
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -35,6 +37,20 @@ class CheckBody(Body):
     language: Literal["en", "pt"] = "en"
 
 
+class NoticesBody(Body):
+    """use: as for a check."""
+
+    model: Name
+    use: dict[str, Any] = {}
+
+
+class CompareBody(Body):
+    """Two licences by id, tag or SPDX identifier."""
+
+    first: Name
+    second: Name
+
+
 class FilesBody(Body):
     """Which of the served models."""
 
@@ -44,15 +60,33 @@ class FilesBody(Body):
 async def check_licence(call: Call) -> Response:
     """Whether a served model may be used for this: outcome, clauses, duties, questions."""
     body: CheckBody = call.body
-    path = _path(call, body.model)
-    try:
-        use = use_of("use", body.use)
-        judgement = await asyncio.to_thread(check, body.model, use, path)
-    except LicenceError as error:
-        raise ApiError(400, "invalid_value", str(error), param="use") from None
+    judgement = await _judged(call, body.model, body.use)
     if body.format == "html":
         return Response(to_html(report(judgement, body.language)), media_type="text/html; charset=utf-8")
     return json_response(to_json(judgement))
+
+
+async def notices(call: Call) -> Response:
+    """The files that must travel with a served model for this use, as text by name; licence copies are not among them."""
+    judgement = await _judged(call, call.body.model, call.body.use)
+    return json_response({"outcome": judgement.outcome.words, "files": notice_files(judgement)})
+
+
+async def compare(call: Call) -> Response:
+    """Two licences side by side, by what they are about."""
+    try:
+        rows = compared(call.body.first, call.body.second)
+    except LicenceError as error:
+        raise ApiError(404, "not_found", str(error)) from None
+    return json_response({"object": "list", "data": [asdict(row) for row in rows]})
+
+
+async def _judged(call: Call, model: str, use: dict[str, Any]) -> Judgement:
+    path = _path(call, model)
+    try:
+        return await asyncio.to_thread(check, model, use_of("use", use), path, None, at_hand)
+    except LicenceError as error:
+        raise ApiError(400, "invalid_value", str(error), param="use") from None
 
 
 async def list_licences(call: Call) -> Response:

@@ -77,6 +77,8 @@ ROUTES: tuple[Route, ...] = (
         evidence_route.EvidenceBody,
     ),
     Route("POST", "/v1/licence/check", provenance.check_licence, "infer", (), "nothing", provenance.CheckBody),
+    Route("POST", "/v1/licence/notices", provenance.notices, "infer", (), "nothing", provenance.NoticesBody),
+    Route("POST", "/v1/licence/compare", provenance.compare, "infer", (), "nothing", provenance.CompareBody),
     Route("GET", "/v1/licence", provenance.list_licences, "infer", (), "nothing", None),
     Route("GET", "/v1/licence/{id}", provenance.explain, "infer", (), "nothing", None),
     Route("POST", "/v1/scan", provenance.scan, "observe", (), "nothing", provenance.FilesBody),
