@@ -23,11 +23,12 @@ VERSIONS = {
 }
 TORCH = "torch==2.13.0"
 TOOLS = ("llama-bench", "llama-batched-bench", "llama-perplexity")
+_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 _FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DGGML_NATIVE=ON",
-    "-DCMAKE_C_FLAGS=-mno-amx-tile",
-    "-DCMAKE_CXX_FLAGS=-mno-amx-tile",
+    f"-DCMAKE_C_FLAGS={_NO_AMX}",
+    f"-DCMAKE_CXX_FLAGS={_NO_AMX}",
     "-DBUILD_SHARED_LIBS=OFF",
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
