@@ -18,6 +18,7 @@ inline void configure_tiles() {
   for (int i = 0; i < 4; ++i) c.rows[i] = 16, c.row_bytes[i] = 64;
   for (int i = 4; i < 6; ++i) c.rows[i] = 16, c.row_bytes[i] = group;
   for (int i = 6; i < 8; ++i) c.rows[i] = group / 4, c.row_bytes[i] = 64;
+  asm volatile("" ::"r"(&c) : "memory");  // gcc believes that the next line reads 8 bytes, not 64
   _tile_loadconfig(&c);
 }
 
