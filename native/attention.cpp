@@ -6,8 +6,6 @@
 
 namespace vitral {
 
-constexpr int64_t kTokenBlock = 8;  // tokens of a sequence that one task attends for
-
 void Model::attention(Run& run, int64_t i) {
   const Config& c = config_;
   const Layer& layer = layers_[i];
@@ -29,7 +27,8 @@ void Model::attention(Run& run, int64_t i) {
       const KvView view = run.cache.view(i, h, pages);
       const int64_t size = view.type == KvType::f32 ? 4 : 2, page = pages[position / view.page_size];
       uint8_t* keys = const_cast<uint8_t*>(view.keys) + page * view.key_stride + slot / kKeyBlock * kKeyBlock * D * size;
-      uint8_t* values = const_cast<uint8_t*>(view.values) + page * view.value_stride + slot * D * size;
+      const int64_t row = view.type == KvType::bf16 ? slot / 2 * 2 : slot;  // two positions lie together
+      uint8_t* values = const_cast<uint8_t*>(view.values) + page * view.value_stride + row * D * size;
       kernels_.store_kv(run.k.data() + (t * K + h) * D, run.v.data() + (t * K + h) * D, view.type, static_cast<int>(D),
                         static_cast<int>(slot % kKeyBlock), keys, values);
     }
@@ -63,10 +62,11 @@ void Model::attend(Run& run, const std::vector<RunPart>& parts, int64_t i) {
   const int64_t H = c.n_heads, K = c.n_kv_heads, D = c.head_dim, G = H / K;
   struct Task { const RunPart* part; int64_t token, n; };
   if (parts.empty()) return;
+  const int64_t tokens = std::max<int64_t>(kQueryTiles / G, 1);  // of a sequence that one task attends for
   std::vector<Task> blocks;
   int64_t longest = 0;
   for (const RunPart& part : parts) {
-    for (int64_t t = 0; t < part.n; t += kTokenBlock) blocks.push_back({&part, t, std::min(kTokenBlock, part.n - t)});
+    for (int64_t t = 0; t < part.n; t += tokens) blocks.push_back({&part, t, std::min(tokens, part.n - t)});
     longest = std::max(longest, part.position + part.n);
   }
   for (std::vector<float>& s : scratch_) s.resize(std::max<size_t>(s.size(), attention_scratch(longest)));

@@ -34,13 +34,13 @@ std::string missing(const char* const* names, const bool* has, int n) {
 IsaState detect_amx(bool avx512) {
   unsigned a = 0, b = 0, c = 0, d = 0;
   __get_cpuid_count(7, 0, &a, &b, &c, &d);
-  const char* names[] = {"AVX-512 VNNI", "AMX-TILE", "AMX-INT8"};
-  const bool has[] = {avx512, (d >> 24 & 1) != 0, (d >> 25 & 1) != 0};
-  const std::string lack = missing(names, has, 3);
+  const char* names[] = {"AVX-512 VNNI", "AMX-TILE", "AMX-INT8", "AMX-BF16"};
+  const bool has[] = {avx512, (d >> 24 & 1) != 0, (d >> 25 & 1) != 0, (d >> 22 & 1) != 0};
+  const std::string lack = missing(names, has, 4);
   if (!lack.empty()) return {"amx", false, lack};
   if (syscall(SYS_arch_prctl, 0x1023, 18) != 0)
     return {"amx", false, std::string("the operating system refuses the tile registers: ") + std::strerror(errno)};
-  return {"amx", true, "AVX-512 VNNI, AMX-TILE, AMX-INT8"};
+  return {"amx", true, "AVX-512 VNNI, AMX-TILE, AMX-INT8, AMX-BF16"};
 }
 #endif
 

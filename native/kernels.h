@@ -8,11 +8,13 @@ namespace vitral {
 
 constexpr int kSplit = 256;    // keys that attention sums before merging
 constexpr int kKeyBlock = 16;  // keys that lie side by side in the cache
+constexpr int kPairs = 32;     // bfloat16 elements whose products are summed before they join the rest
 
-enum class KvType : uint8_t { f32, f16 };
+enum class KvType : uint8_t { f32, f16, bf16 };
 
 // Keys and values of one layer and one key/value head, in pages of `page_size` positions:
-// keys [page_size / 16][D][16], values [page_size][D].
+// keys [page_size / 16][D][16], values [page_size][D]; as bf16, the operand order of tiles,
+// keys [page_size / 16][D / 2][16][2], values [page_size / 2][D][2].
 struct KvView {
   KvType type;
   int head_dim, page_size;
@@ -57,7 +59,8 @@ struct Kernels {
 };
 
 // Floats of scratch that `attention` wants for sequences of `positions`.
-constexpr int kQueryTile = 8;
-constexpr int64_t attention_scratch(int64_t positions) { return kQueryTile * ((positions + 15) / 16 * 16 + 16); }
+constexpr int kQueryTile = 8;    // queries that are handled together
+constexpr int kQueryTiles = 32;  // the same where there are tiles
+constexpr int64_t attention_scratch(int64_t positions) { return kQueryTiles * ((positions + 31) / 32 * 32 + 48); }
 
 }  // namespace vitral

@@ -16,6 +16,7 @@ from vitral.formats.convert import convert
 from vitral.formats.gguf import GgufFile
 from vitral.formats.imatrix import Imatrix, Sums
 from vitral.importance import measure
+from vitral.model.law import KV_DEFAULT
 from vitral.model.reference import Cache, Reference
 
 for module in ("torch", "transformers", "gguf", "safetensors"):  # layouts.py needs them
@@ -55,7 +56,7 @@ def test_sums_equal_the_references_taps(tmp_path: Path, family: str) -> None:
     reference = Reference(spec, open_checkpoint(source).weights.law())
     for i in range(2):
         ids = [1, *Letters().encode(text)[i * WINDOW + 1 : (i + 1) * WINDOW]]
-        reference.forward(ids, Cache(spec, "f16"), keep)
+        reference.forward(ids, Cache(spec, KV_DEFAULT), keep)
 
     def expected(tap: str) -> np.ndarray:
         rows = [value.reshape(len(value), -1).astype(np.float64) for value in seen[tap]]

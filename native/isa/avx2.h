@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "subnormals.h"
+
 #define VITRAL_HALVES 1
 
 namespace vitral::VITRAL_ISA {
@@ -75,6 +77,28 @@ inline void store_f16(uint16_t* p, F x) {
 }
 inline __m256 from_bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 inline F load_bf16(const uint16_t* p) { return {from_bf16(load8h(p)), from_bf16(load8h(p + 8))}; }
+inline __m256i round_bf16_8(__m256 x) {  // nearest, ties to even, in the upper half; subnormal numbers become zero
+  const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i tiny = _mm256_cmpeq_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7F800000)), _mm256_setzero_si256());
+  __m256i r = _mm256_blendv_epi8(rounded, quiet, nan);
+  r = _mm256_blendv_epi8(r, _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0x80000000))), tiny);
+  return _mm256_and_si256(r, _mm256_set1_epi32(static_cast<int>(0xFFFF0000)));
+}
+inline F round_bf16(F x) { return {_mm256_castsi256_ps(round_bf16_8(x.a)), _mm256_castsi256_ps(round_bf16_8(x.b))}; }
+inline void store_bf16(uint16_t* p, F x) {
+  const __m256i both = _mm256_packus_epi32(_mm256_srli_epi32(round_bf16_8(x.a), 16), _mm256_srli_epi32(round_bf16_8(x.b), 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(both, 0xD8));
+}
+// 16 times two bfloat16 numbers: the first ones and the second ones.
+inline void load_pairs(const uint8_t* p, F& first, F& second) {
+  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32));
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xFFFF0000));
+  first = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
+  second = {_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))};
+}
 inline F first_lanes(F x, int n) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   __m256 a = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));

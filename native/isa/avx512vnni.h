@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "subnormals.h"
+
 namespace vitral::VITRAL_ISA {
 
 using F = __m512;
@@ -52,6 +54,25 @@ inline void store_f16(uint16_t* p, F x) {
 }
 inline F load_bf16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load16h(p)), 16));
+}
+inline __m512i round_bf16_bits(F x) {  // nearest, ties to even, in the upper half; subnormal numbers become zero
+  const __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i r = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+  r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
+  const __mmask16 tiny = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7F800000));
+  return _mm512_mask_and_epi32(r, tiny, bits, _mm512_set1_epi32(static_cast<int>(0x80000000)));
+}
+inline F round_bf16(F x) {
+  return _mm512_castsi512_ps(_mm512_and_si512(round_bf16_bits(x), _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+inline void store_bf16(uint16_t* p, F x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bf16_bits(x), 16)));
+}
+// 16 times two bfloat16 numbers: the first ones and the second ones.
+inline void load_pairs(const uint8_t* p, F& first, F& second) {
+  const __m512i x = _mm512_loadu_si512(p);
+  first = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+  second = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
 }
 inline F first_lanes(F x, int n) { return _mm512_maskz_mov_ps(static_cast<__mmask16>((1u << n) - 1), x); }
 inline float merge(F x) {

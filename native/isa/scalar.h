@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "subnormals.h"
+
 namespace vitral::VITRAL_ISA {
 
 struct F { float v[16]; };
@@ -74,6 +76,21 @@ inline F load_bf16(const uint16_t* p) {
   F r;
   EACH(uint32_t bits = static_cast<uint32_t>(p[i]) << 16; std::memcpy(&r.v[i], &bits, 4))
   return r;
+}
+inline uint32_t to_bf16(float x) {  // nearest, ties to even; subnormal numbers become zero
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7FFFFFFF) > 0x7F800000) return bits >> 16 | 64;
+  if (!(bits & 0x7F800000)) return bits >> 16 & 0x8000;
+  return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+}
+inline void store_bf16(uint16_t* p, F a) { EACH(p[i] = static_cast<uint16_t>(to_bf16(a.v[i]))) }
+inline F round_bf16(F a) { EACH(uint32_t bits = to_bf16(a.v[i]) << 16; std::memcpy(&a.v[i], &bits, 4)) return a; }
+// 16 times two bfloat16 numbers: the first ones and the second ones.
+inline void load_pairs(const uint8_t* p, F& first, F& second) {
+  uint32_t pair, high;
+  EACH(std::memcpy(&pair, p + i * 4, 4); high = pair << 16; std::memcpy(&first.v[i], &high, 4); high = pair & 0xFFFF0000;
+       std::memcpy(&second.v[i], &high, 4))
 }
 inline F first_lanes(F a, int n) { EACH(a.v[i] = i < n ? a.v[i] : 0.0f) return a; }  // zeros behind
 inline float merge(F a) {  // 0..7 with 8..15, then halves again

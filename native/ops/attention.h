@@ -18,8 +18,12 @@ inline const uint8_t* value_row(const KvView& c, int64_t position) {
 }
 inline int64_t first_seen(int64_t position, int64_t window) { return window && position >= window ? position - window + 1 : 0; }
 
+void store_pairs(const float* k, const float* v, int head_dim, int slot, uint16_t* keys, uint16_t* values);
+
 void store_kv(const float* k, const float* v, KvType type, int head_dim, int slot, uint8_t* keys, uint8_t* values) {
   // keys: the block of 16 keys that holds the slot (0..15); values: the row.
+  if (type == KvType::bf16)
+    return store_pairs(k, v, head_dim, slot, reinterpret_cast<uint16_t*>(keys), reinterpret_cast<uint16_t*>(values));
   for (int d = 0; d < head_dim; ++d) {
     if (type == KvType::f32) {
       reinterpret_cast<float*>(keys)[d * 16 + slot] = k[d];
@@ -84,8 +88,8 @@ inline F only_seen(F scores, int64_t position, int64_t low, int64_t high) {
 
 inline float root_of(int head_dim) { return static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(head_dim))); }
 
-// exp(x - most) over their sum for positions [begin, end), begin and end multiples of 16.
-inline void normalise(float* row, int64_t begin, int64_t end, float most) {
+// exp(x - most) of positions [begin, end), begin and end multiples of 16; returns their sum.
+inline float exponentials(float* row, int64_t begin, int64_t end, float most) {
   float total = 0.0f;
   for (int64_t start = begin / kSplit * kSplit; start < end; start += kSplit) {
     const int64_t from = start < begin ? begin : start, to = start + kSplit < end ? start + kSplit : end;
@@ -97,7 +101,12 @@ inline void normalise(float* row, int64_t begin, int64_t end, float most) {
     }
     total = total + merge(lanes);
   }
-  const F inverse = set1(1.0f / total);
+  return total;
+}
+
+// exp(x - most) over their sum.
+inline void normalise(float* row, int64_t begin, int64_t end, float most) {
+  const F inverse = set1(1.0f / exponentials(row, begin, end, most));
   for (int64_t p = begin; p < end; p += 16) store(row + p - begin, mul(load(row + p - begin), inverse));
 }
 
@@ -209,6 +218,45 @@ inline void attend(const float* const* q, float* const* z, const int64_t* positi
   mix_queries<K, N>(patterns, begin, low, high, c, z);
 }
 
+inline thread_local Scratch kept_queries;
+#include "attention_pairs.h"
+#if defined(VITRAL_TILES)
+#include "attention_tiles.h"
+#endif
+
+// `most` queries at a time, each with where it is, where its result goes, and its position.
+template <int most, class Work>
+inline void for_queries(const Queries& a, int head_dim, Work work) {
+  const int total = a.tokens * a.group;
+  for (int start = 0; start < total; start += most) {
+    const float* q[most];
+    float* z[most];
+    int64_t position[most];
+    const int n = total - start < most ? total - start : most;
+    for (int i = 0; i < n; ++i) {
+      const int token = (start + i) / a.group, head = (start + i) % a.group;
+      q[i] = a.q + token * a.stride + head * head_dim;
+      z[i] = a.z + token * a.stride + head * head_dim;
+      position[i] = a.first + token;
+    }
+    work(n, q, z, position);
+  }
+}
+
+inline void attention_of_pairs(const Queries& a, const KvView& c, float* scratch) {
+#if defined(VITRAL_TILES)
+  if (c.head_dim % 32 == 0)
+    return for_queries<kQueryTiles>(a, c.head_dim, [&](int n, const float* const* q, float* const* z, const int64_t* position) {
+      if (n > 16) attend_tiles<true>(n, q, z, position, a.window, c, scratch);
+      else attend_tiles<false>(n, q, z, position, a.window, c, scratch);
+    });
+#endif
+  for_queries<kPairQueries>(a, c.head_dim, [&](int n, const float* const* q, float* const* z, const int64_t* position) {
+    if (n == kPairQueries) return attend_pairs<kPairQueries>(q, z, position, a.window, c, scratch);
+    for (int i = 0; i < n; ++i) attend_pairs<1>(q + i, z + i, position + i, a.window, c, scratch);
+  });
+}
+
 template <KvType K>
 inline void attention_of(const Queries& a, const KvView& c, float* scratch) {
   const int total = a.tokens * a.group;
@@ -234,17 +282,25 @@ inline void attention_of(const Queries& a, const KvView& c, float* scratch) {
 
 void attention(const Queries& a, const KvView& c, float* scratch) {
   if (c.type == KvType::f32) attention_of<KvType::f32>(a, c, scratch);
-  else attention_of<KvType::f16>(a, c, scratch);
+  else if (c.type == KvType::f16) attention_of<KvType::f16>(a, c, scratch);
+  else attention_of_pairs(a, c, scratch);
 }
 
 // One query's scores over positions [0, position], as a tap sees them.
 void scores_of(const float* q, const KvView& c, int64_t position, int64_t window, float* out) {
   const F root = set1(root_of(c.head_dim));
+  const int64_t end = position / 16 * 16 + 16;
+  float* dots = reinterpret_cast<float*>(kept_tiles.room(end * 4));
+  if (c.type == KvType::bf16) one_score_of_pairs(q, c, end, dots);
   for (int64_t p = 0; p <= position; p += 16) {
-    const uint8_t* keys = key_block(c, p);
     F s[1][1];
-    if (c.type == KvType::f32) score_blocks<KvType::f32, 1, 1>(&q, &keys, c.head_dim, s);
-    else score_blocks<KvType::f16, 1, 1>(&q, &keys, c.head_dim, s);
+    if (c.type == KvType::bf16) {
+      s[0][0] = load(dots + p);
+    } else {
+      const uint8_t* keys = key_block(c, p);
+      if (c.type == KvType::f32) score_blocks<KvType::f32, 1, 1>(&q, &keys, c.head_dim, s);
+      else score_blocks<KvType::f16, 1, 1>(&q, &keys, c.head_dim, s);
+    }
     float x[16];
     store(x, only_seen(mul(s[0][0], root), p, first_seen(position, window), position));
     for (int64_t i = 0; i < 16 && p + i <= position; ++i) out[p + i] = x[i];
@@ -253,5 +309,6 @@ void scores_of(const float* q, const KvView& c, int64_t position, int64_t window
 
 void mix(const float* pattern, const KvView& c, int64_t first, int64_t last, float* z) {
   if (c.type == KvType::f32) mix_queries<KvType::f32, 1>(&pattern, 0, first, last, c, &z);
-  else mix_queries<KvType::f16, 1>(&pattern, 0, first, last, c, &z);
+  else if (c.type == KvType::f16) mix_queries<KvType::f16, 1>(&pattern, 0, first, last, c, &z);
+  else mix_one_of_pairs(pattern, c, first, last, z);
 }

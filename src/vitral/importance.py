@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vitral.errors import NumericalError, RequestError
 from vitral.formats.imatrix import Imatrix, Sums
+from vitral.model.law import KV_DEFAULT
 from vitral.model.spec import ModelSpec
 from vitral.native import Cache, NativeModel
 from vitral.settings import read_settings
@@ -62,7 +63,7 @@ def measure(
     isa = native.choose(settings.isa)
     model = native_model(spec, checkpoint.weights, threads=threads, isa=isa, context_length=window)
     n_pages = -(-window // PAGE_SIZE)
-    cache = model.new_cache(n_pages, PAGE_SIZE, "f16")
+    cache = model.new_cache(n_pages, PAGE_SIZE, KV_DEFAULT)
     squares = _Squares(spec)
     for i in range(n_windows):
         piece = ids[i * window : (i + 1) * window]

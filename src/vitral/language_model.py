@@ -37,7 +37,7 @@ from vitral.engine.request import (
 from vitral.engine.tool_parser import Delta, TextDelta, ToolParser
 from vitral.engine.tools import CallFormat, ToolChoice, ToolUse, call_id, messages_for_template, use_tools
 from vitral.errors import RequestError, SettingsError
-from vitral.model.law import F32
+from vitral.model.law import F32, KV_DEFAULT
 from vitral.model.spec import ModelSpec
 from vitral.settings import read_settings
 from vitral.tokenizer.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def load(
     *,
     threads: int | None = None,
     context_length: int | None = None,
-    kv_type: str = "f16",
+    kv_type: str = KV_DEFAULT,
     isa: str | None = None,
     verify_key: str | Path | None = None,
     speculation: bool = True,
@@ -67,7 +67,7 @@ def load(
     threads: how many compute; VITRAL_THREADS, or all that this process may use.
     context_length: the most tokens of prompt and answer together. Without it: the model's own, at most
         8192, and at most what half of the memory left beside the weights holds.
-    kv_type: what keys and values are kept as, "f16" or "f32". It changes the logits' last bits.
+    kv_type: what keys and values are kept as, "f32", "f16" or "bf16". It changes the logits' last bits.
     isa: the instruction set; VITRAL_ISA, or the best that this machine has. It never changes a bit.
     speculation: whether answers may guess ahead where text repeats. It never changes a bit either.
     memory_bytes: the most that weights and cache may take; what is free if that is less, or nothing is said.
@@ -96,7 +96,7 @@ def of_checkpoint(
     *,
     threads: int | None = None,
     context_length: int | None = None,
-    kv_type: str = "f16",
+    kv_type: str = KV_DEFAULT,
     isa: str | None = None,
     speculation: bool = True,
     memory_bytes: int | None = None,

@@ -40,7 +40,7 @@ def test_a_wish_that_memory_cannot_hold_is_an_error_with_the_numbers() -> None:
 @pytest.mark.parametrize(
     ("kv_type", "context", "says"),
     [
-        ("q8_0", None, "allowed: f16, f32"),
+        ("q8_0", None, "allowed: f32, f16, bf16"),
         ("f16", 0, "a whole number from 1"),
         ("f16", 1.5, "a whole number from 1"),
         ("f16", 100_001, "made for at most 100000"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -143,3 +144,48 @@ def test_softmax_gives_masked_positions_exactly_nothing() -> None:
     assert not p[:, 300:].any()
     assert p[:, :300].tobytes() == law.softmax(x[:, :300]).tobytes()
     assert p.sum(dtype=np.float64) == pytest.approx(2, abs=1e-5)
+
+
+def test_bfloat16_is_what_torch_rounds_to() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(5)
+    bits = rng.integers(0, 2**32, 100_000, dtype=np.uint32)
+    x = bits.view(np.float32)
+    theirs = torch.from_numpy(x.copy()).to(torch.bfloat16).to(torch.float32).numpy()
+    ours = law.bfloat16(x)
+    normal = np.abs(x) >= np.float32(2.0**-126)
+    assert np.array_equal(ours[normal], theirs[normal])
+    assert np.isnan(ours[np.isnan(x)]).all()
+    assert not ours[np.abs(x) < np.float32(2.0**-126)].any()
+
+
+def test_pair_products_are_two_chains_in_32_columns() -> None:
+    """By fractions, rounded by hand, on numbers whose products and sums need rounding."""
+    rng = np.random.default_rng(6)
+    a, b = (
+        law.bfloat16(rng.standard_normal((2, 70)).astype(np.float32) * 2.0 ** rng.integers(-9, 9, (2, 70)))
+        for _ in "ab"
+    )
+    found = law.pair_products(a.astype(np.float32), b.astype(np.float32))
+
+    for m in range(2):
+        for n in range(2):
+            total = Fraction(0)
+            for start in range(0, 70, 32):
+                chains = [Fraction(0), Fraction(0)]
+                for k in range(start, min(start + 32, 70)):
+                    chains[k % 2] = _to_float32(chains[k % 2] + Fraction(float(a[m, k])) * Fraction(float(b[n, k])))
+                total = _to_float32(total + _to_float32(chains[0] + chains[1]))
+            assert float(found[m, n]) == float(total)
+
+
+def _to_float32(x: Fraction) -> Fraction:
+    """The nearest float32, ties to even, of a number in its normal range."""
+    if x == 0:
+        return x
+    exponent = math.floor(math.log2(abs(x))) - 23
+    scaled = x / Fraction(2) ** exponent
+    if not 2**23 <= abs(scaled) < 2**24:
+        exponent += 1 if abs(scaled) >= 2**24 else -1
+        scaled = x / Fraction(2) ** exponent
+    return round(scaled) * Fraction(2) ** exponent

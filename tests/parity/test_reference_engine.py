@@ -63,8 +63,8 @@ def reference_values(family: str, type_: str, kv_type: str) -> dict[str, Any]:
 def native_values(native: NativeModel, spec: ModelSpec, kv_type: str, cuts: list[int]) -> list[tuple[str, int, Any]]:
     """(name, position of the step's first token, value) in the order seen."""
     names = [tap.name for tap in taps(spec)]
-    cache = native.new_cache(4, 16, kv_type)
-    table = np.array([[2, 0, 3, 1]], np.int32)
+    cache = native.new_cache(4, 32, kv_type)
+    table = np.array([[2, 0]], np.int32)
     seen: list[tuple[str, int, Any]] = []
     start = 0
     for n in cuts:
@@ -100,13 +100,14 @@ def first_difference(expected: Mapping[str, Any], found: list[tuple[str, int, An
 
 
 @pytest.mark.parametrize("isa", available())
+@pytest.mark.parametrize("kv_type", ["f16", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_value_has_the_bits_of_the_reference(family: str, isa: str) -> None:
+def test_every_value_has_the_bits_of_the_reference(family: str, kv_type: str, isa: str) -> None:
     spec, raw, _ = model(family, "Q4_1")
-    expected = reference_values(family, "Q4_1", "f16")
+    expected = reference_values(family, "Q4_1", kv_type)
     for threads, cuts in [(1, [37]), (2, [1, 16, 3, 17])]:
         native = native_model(spec, raw, isa, threads)
-        assert first_difference(expected, native_values(native, spec, "f16", cuts)) is None
+        assert first_difference(expected, native_values(native, spec, kv_type, cuts)) is None
 
 
 @pytest.mark.parametrize("isa", available())
@@ -120,7 +121,7 @@ def test_every_weight_type_has_the_bits_of_the_reference(family: str, type_: str
 
 
 @pytest.mark.parametrize("isa", available())
-@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("family", SOME)
 def test_logits_do_not_depend_on_cut_mixture_threads_or_page(family: str, kv_type: str, isa: str) -> None:
     spec, raw, weights = model(family, "Q4_1")
@@ -129,25 +130,34 @@ def test_logits_do_not_depend_on_cut_mixture_threads_or_page(family: str, kv_typ
     for threads in (1, 2, 3):
         native = native_model(spec, raw, isa, threads)
         for cuts, page_size in [([64], 16), ([1], 16), ([7, 1, 2], 32), ([1, 13, 5, 1], 48)]:
-            found = run(native, sequences, cuts, kv_type, page_size)
+            found = run(native, sequences, cuts, kv_type, page_size * 2 if kv_type == "bf16" else page_size)
             for ours, theirs in zip(found, expected, strict=True):
                 assert ours.tobytes() == theirs.tobytes(), (threads, cuts, page_size)
 
 
+@pytest.mark.parametrize("kv_type", ["f16", "bf16"])
 @pytest.mark.parametrize("window", [None, 300])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)])
-def test_long_sequences_keep_the_bits_over_splits_of_keys(window: int | None, heads: tuple[int, int]) -> None:
+def test_long_sequences_keep_the_bits_over_splits_of_keys(
+    kv_type: str, window: int | None, heads: tuple[int, int]
+) -> None:
     spec = replace(
-        FAMILIES["llama-2"], n_layers=1, n_heads=heads[0], n_kv_heads=heads[1], sliding_window=window, max_context=1024
+        FAMILIES["llama-2"],
+        n_layers=1,
+        n_heads=heads[0],
+        n_kv_heads=heads[1],
+        head_dim=16 * heads[0] // heads[1],  # 16, 48, 128: with tiles and without
+        sliding_window=window,
+        max_context=1024,
     )
     rng = np.random.default_rng(3)
     raw: Raw = {name: ("F32", np.atleast_2d(w).view(np.uint8)) for name, w in random_weights(spec).items()}
     ids = rng.integers(0, spec.vocab_size, 777).tolist()
-    expected = Reference(spec, random_weights(spec)).forward(ids, Cache(spec, "f16"))
+    expected = Reference(spec, random_weights(spec)).forward(ids, Cache(spec, kv_type))  # type: ignore[arg-type]
     for isa in available():
         for threads in (1, 2, 3):
             native = native_model(spec, raw, isa, threads, context=1024)
-            (whole,) = run(native, [ids], [512, 1, 1, 120, 1], "f16", 64)
+            (whole,) = run(native, [ids], [512, 1, 1, 120, 1], kv_type, 64)
             assert whole.tobytes() == expected.tobytes(), (isa, threads)
 
 
@@ -176,3 +186,35 @@ def test_a_replaced_value_has_the_effect_that_it_has_in_the_reference(family: st
         assert found.tobytes() == expected.tobytes(), tap.name
         seen = "experts." not in tap.name
         assert not seen or found.tobytes() != plain.tobytes(), f"{tap.name} changed nothing"
+
+
+@pytest.mark.parametrize("isa", available())
+def test_what_bfloat16_cannot_hold_stays_where_it_is(isa: str) -> None:
+    """Subnormal numbers count as zero; who sees a value that is not finite gets NaN, who does not is untouched."""
+    spec, raw, weights = model("mistral-nemo", "Q8_0")  # heads of 32, so that tiles are at work
+    rng = np.random.default_rng(7)
+    size = np.float32(2.0) ** rng.integers(-149, -30, (len(IDS), spec.n_kv_heads, spec.head_dim)).astype(np.float32)
+    tiny = (size * rng.standard_normal(size.shape)).astype(np.float32)
+    lost = tiny.copy()
+    lost[20, 1, 3], lost[25, 0, 0], lost[30, 1, 7] = np.inf, np.nan, 3.4e38
+
+    def forward(name: str, new: Any, taken: int) -> tuple[Any, Any]:
+        def see(tap: str, value: Any) -> Any:
+            return new[:taken] if tap == name else None
+
+        def change(tap: str, value: Any, sequence: int) -> None:
+            value[...] = new[:taken]
+
+        places = [np.array(x, np.int32) for x in (IDS[:taken], range(taken), [0] * taken, range(taken))]
+        native = native_model(spec, raw, isa, 2)
+        cache = native.new_cache(2, 32, "bf16")
+        found = native.forward(cache, *places[:3], np.array([[1, 0]], np.int32), places[3], [name], change)
+        return Reference(spec, weights, 64).forward(IDS[:taken], Cache(spec, "bf16"), see), found
+
+    for name in ("blocks.0.attn.hook_v", "blocks.0.attn.hook_rot_k"):
+        expected, found = forward(name, tiny, len(IDS))
+        assert found.tobytes() == expected.tobytes(), name
+    expected, found = forward("blocks.0.attn.hook_v", lost, len(IDS))
+    before = forward("blocks.0.attn.hook_v", lost, 20)[1]
+    assert np.isnan(found[20:]).all() and np.isnan(expected[20:]).all()
+    assert found[:20].tobytes() == expected[:20].tobytes() == before.tobytes()

@@ -11,6 +11,7 @@ import typer
 
 from vitral.cli.output import AsJson, console, print_json, progress_bar
 from vitral.errors import SettingsError
+from vitral.model.law import KV_DEFAULT
 
 __all__ = ["evidence"]
 
@@ -61,7 +62,7 @@ def evidence(
         check_adapter(found, adapter)
     else:
         assert model is not None
-        name, kv_type = model, "f16"
+        name, kv_type = model, KV_DEFAULT
     with opened(name, kv_type, adapter=adapter, threads=threads) as on, progress_bar("sequences") as bar:
         if prompt is not None:
             from vitral.engine.request import SamplingParams

@@ -16,7 +16,7 @@ PAGE_SIZE = 32  # positions: small enough to share short prefixes, large enough 
 USUAL_CONTEXT = 8192  # tokens a model is opened for unless asked otherwise
 _PROCESS = 150 << 20  # bytes of interpreter, tokenizer and scratch
 _PACKED = 1.1  # packed weights over file size, at most
-_KV_BYTES = {"f16": 2.0, "f32": 4.0}
+_KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0}
 
 
 @dataclass(frozen=True, slots=True)

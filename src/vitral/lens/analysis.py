@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from vitral.engine.observe import reference_taps
 from vitral.errors import RequestError
 from vitral.lens.unembedding import Unembedding
 from vitral.model import law
-from vitral.model.law import F32, LowRank, Quantised
+from vitral.model.law import F32, KV_DEFAULT, KvType, LowRank, Quantised
 from vitral.model.reference import Cache, Reference
 from vitral.model.spec import ModelSpec
 
@@ -82,7 +82,7 @@ class LawView:
     spec: ModelSpec
     weights: Mapping[str, Quantised | F32]
     context_length: int
-    kv_type: Literal["f32", "f16"] = "f16"
+    kv_type: KvType = KV_DEFAULT
     adapter: Mapping[str, LowRank] | None = None
 
 

@@ -22,7 +22,7 @@ from vitral.errors import ContextOverflow, RequestError
 from vitral.formats.weights import Weights
 from vitral.lens.weights import WeightView
 from vitral.model import rope
-from vitral.model.law import F32
+from vitral.model.law import F32, KV_DEFAULT
 from vitral.model.spec import ModelSpec
 from vitral.model.taps import is_attention, taps
 from vitral.native import choose
@@ -115,7 +115,7 @@ class Glass:
         else:
             model = self._forward.model
         model.set_rope(*rope.tables(spec, pages * PAGE_SIZE, spec.max_context))
-        self._forward = NativeForward(model, model.new_cache(pages, PAGE_SIZE, "f16"), spec.vocab_size)
+        self._forward = NativeForward(model, model.new_cache(pages, PAGE_SIZE, KV_DEFAULT), spec.vocab_size)
         return self._forward
 
 

@@ -10,6 +10,8 @@ a result independent of batch, chunk, cache, thread count and instruction set:
   over the groups it is one chain of `fma`, groups ascending.
 - What an adapter adds is a product of floats, whatever the type of its matrix: `low_rank`.
 - Activations meet a quantised weight as 8-bit integers, one scale for each row and 32 columns.
+- Attention over keys and values kept as bfloat16 multiplies bfloat16 numbers two by two, as the
+  tile unit of AMX does: `pair_products`.
 
 All arrays are float32 unless said otherwise.
 """
@@ -18,25 +20,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "BLOCK",
+    "KV_DEFAULT",
+    "KV_TYPES",
     "LANES",
     "SPLIT",
     "F32",
     "I8",
+    "KvType",
     "LowRank",
     "Quantised",
     "attention_scores",
     "attention_z",
+    "bfloat16",
     "exp",
     "fma",
     "lane_sum",
     "linear",
     "low_rank",
+    "pair_products",
     "quantise_rows",
     "rms_scale",
     "silu",
@@ -50,6 +58,11 @@ I8 = NDArray[np.int8]
 LANES = 16  # partial sums of every float sum
 BLOCK = 32  # columns that share one activation scale
 SPLIT = 256  # keys that attention sums before merging, by absolute position
+PAIRS = 32  # elements, two by two, whose products are summed before they join the rest
+
+KvType = Literal["f32", "f16", "bf16"]
+KV_TYPES: tuple[KvType, ...] = ("f32", "f16", "bf16")  # what keys and values may be kept as
+KV_DEFAULT: KvType = "bf16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,11 @@ def fma(a: F32, b: F32, c: F32) -> F32:
     >>> float(fma(np.float32(1 + 2**-12), np.float32(1 - 2**-12), np.float32(-1))) == -(2.0**-24)
     True
     """
+    with np.errstate(over="ignore"):
+        return _fma_odd(a, b, c).astype(np.float32)
+
+
+def _fma_odd(a: F32, b: F32, c: F32) -> NDArray[np.float64]:
     product = np.multiply(a, b, dtype=np.float64)
     addend = np.asarray(c, np.float64)
     total = np.asarray(product + addend)
@@ -100,9 +118,7 @@ def fma(a: F32, b: F32, c: F32) -> F32:
     bits = total.view(np.int64)
     inexact = (lost != 0) & (bits & 1 == 0) & np.isfinite(total) & np.isfinite(lost)
     step = np.where((lost > 0) == (total > 0), 1, -1)
-    odd = np.where(inexact, bits + step, bits).view(np.float64)
-    with np.errstate(over="ignore"):
-        return odd.astype(np.float32)
+    return np.where(inexact, bits + step, bits).view(np.float64)
 
 
 def lane_sum(x: F32) -> F32:
@@ -169,22 +185,73 @@ def softmax(x: F32) -> F32:
     return p * (np.float32(1) / total)[..., None]
 
 
-def attention_scores(q: F32, k: F32) -> F32:
+def bfloat16(x: F32) -> F32:
+    """`x` rounded to bfloat16 (8 significant bits, ties to even), as float32; subnormal numbers become zero.
+
+    >>> float(bfloat16(np.float32(1.005859375)))  # 1 + 1.5 / 256
+    1.0078125
+    """
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    rounded = np.where(np.isnan(x), bits | np.uint32(0x400000), rounded)
+    rounded = np.where(bits & np.uint32(0x7F800000) == 0, bits & np.uint32(0x80000000), rounded)
+    return (rounded & np.uint32(0xFFFF0000)).astype(np.uint32).view(np.float32)
+
+
+# Halfway between the largest float32 below 2^-126, had it 24 significant bits, and 2^-126.
+_TINY = 2.0**-126 - 2.0**-151
+
+
+def _flushed(x: NDArray[np.float64]) -> F32:
+    with np.errstate(over="ignore"):
+        return np.where(np.abs(x) < _TINY, np.copysign(0.0, x), x).astype(np.float32)
+
+
+def pair_products(a: F32, b: F32) -> F32:
+    """`a @ b.T` for bfloat16 numbers a (..., M, K) and b (..., N, K): (..., M, N).
+
+    In PAIRS columns one chain of fma from zero over the even places and one over the odd, ascending;
+    the two are added, and their sum to that of the columns before. Subnormal results become zero.
+    These are the bits of TDPBF16PS (Intel, "Architecture Instruction Set Extensions", chapter 3),
+    measured on 51,200 products of random numbers.
+    """
+    total = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-2]), np.float32)
+    for start in range(0, a.shape[-1], PAIRS):
+        chains = [np.zeros_like(total), np.zeros_like(total)]
+        for k in range(start, min(start + PAIRS, a.shape[-1])):
+            chains[k % 2] = _flushed(_fma_odd(a[..., :, None, k], b[..., None, :, k], chains[k % 2]))
+        both = _flushed((chains[0] + chains[1]).astype(np.float64))
+        total = _flushed((total + both).astype(np.float64))
+    return total
+
+
+def attention_scores(q: F32, k: F32, kv_type: KvType = "f32") -> F32:
     """Scaled dot products of queries (..., T, D) and keys (..., S, D): (..., T, S).
 
-    One chain of fma over D, ascending; then times 1 / sqrt(D).
+    One chain of fma over D, ascending; then times 1 / sqrt(D). For "bf16" the queries are rounded and
+    the products are `pair_products`.
     """
+    root = np.float32(1 / math.sqrt(q.shape[-1]))
+    if kv_type == "bf16":
+        return pair_products(bfloat16(q), k) * root
     scores = np.zeros((*q.shape[:-1], k.shape[-2]), np.float32)
     for d in range(q.shape[-1]):
         scores = fma(q[..., :, None, d], k[..., None, :, d], scores)
-    return scores * np.float32(1 / math.sqrt(q.shape[-1]))
+    return scores * root
 
 
-def attention_z(pattern: F32, v: F32) -> F32:
+def attention_z(pattern: F32, v: F32, kv_type: KvType = "f32") -> F32:
     """Mix of values: pattern (..., T, S) by v (..., S, D) gives (..., T, D).
 
-    One chain of fma over the keys of a split, ascending; split sums are added in ascending order.
+    One chain of fma over the keys of a split, ascending; split sums are added in ascending order. For
+    "bf16" the pattern is rounded and the products are `pair_products`, whole PAIRS of positions with
+    zeros behind the last; then 0 is added, so that no zero has a sign.
     """
+    if kv_type == "bf16":
+        behind = -v.shape[-2] % PAIRS
+        pattern = np.pad(bfloat16(pattern), [(0, 0)] * (pattern.ndim - 1) + [(0, behind)])
+        v = np.pad(v, [(0, 0)] * (v.ndim - 2) + [(0, behind), (0, 0)])
+        return pair_products(pattern, v.swapaxes(-1, -2)) + np.float32(0)
     z = np.zeros((*pattern.shape[:-1], v.shape[-1]), np.float32)
     for start in range(0, pattern.shape[-1], SPLIT):
         part = np.zeros_like(z)

@@ -7,13 +7,13 @@ in `law.py`, the names of the values that pass `tap` in `taps.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitral.model import law, rope
-from vitral.model.law import F32, LowRank, Quantised
+from vitral.model.law import F32, KvType, LowRank, Quantised
 from vitral.model.spec import ModelSpec
 
 __all__ = ["Cache", "OnTap", "Reference"]
@@ -27,12 +27,13 @@ A = TypeVar("A", bound=np.generic)
 class Cache:
     """Keys and values of the positions so far, for each layer (K, S, D).
 
-    `kv_type` is what they are rounded to: "f32" or "f16" (to nearest, ties to even).
+    `kv_type` is what they are rounded to (to nearest, ties to even). As "bf16" a value that is not finite
+    counts as zeros and its key as NaN: who sees the position gets NaN, who does not is untouched.
     """
 
-    def __init__(self, spec: ModelSpec, kv_type: Literal["f32", "f16"] = "f32") -> None:
-        self.dtype = {"f32": np.float32, "f16": np.float16}[kv_type]
-        nothing = np.zeros((spec.n_kv_heads, 0, spec.head_dim), self.dtype)
+    def __init__(self, spec: ModelSpec, kv_type: KvType = "f32") -> None:
+        self.kv_type = kv_type
+        nothing = np.zeros((spec.n_kv_heads, 0, spec.head_dim), np.float16 if kv_type == "f16" else np.float32)
         self.keys = [nothing] * spec.n_layers
         self.values = [nothing] * spec.n_layers
 
@@ -41,10 +42,14 @@ class Cache:
 
     def extend(self, layer: int, k: F32, v: F32) -> tuple[F32, F32]:
         """Add keys and values (T, K, D); return all of the layer's, (K, S, D)."""
+        if self.kv_type == "bf16":
+            k, v = law.bfloat16(k), law.bfloat16(v)
+            lost = ~np.isfinite(v).all(axis=-1, keepdims=True)
+            k, v = np.where(lost, np.float32(np.nan), k), np.where(lost, np.float32(0), v)
         with np.errstate(over="ignore"):
-            new = [x.swapaxes(0, 1).astype(self.dtype) for x in (k, v)]
-        self.keys[layer] = np.concatenate([self.keys[layer], new[0]], axis=1)
-        self.values[layer] = np.concatenate([self.values[layer], new[1]], axis=1)
+            new_k, new_v = (x.swapaxes(0, 1).astype(self.keys[layer].dtype) for x in (k, v))
+        self.keys[layer] = np.concatenate([self.keys[layer], new_k], axis=1)
+        self.values[layer] = np.concatenate([self.values[layer], new_v], axis=1)
         return self.keys[layer].astype(np.float32), self.values[layer].astype(np.float32)
 
 
@@ -117,11 +122,11 @@ class Reference:
 
         group = spec.heads_per_kv_head
         q = q.swapaxes(0, 1).reshape(spec.n_kv_heads, group, T, D)
-        scores = law.attention_scores(q, keys[:, None])  # (K, H/K, T, S)
+        scores = law.attention_scores(q, keys[:, None], cache.kv_type)  # (K, H/K, T, S)
         scores = np.where(self._visible(T, S), scores, np.float32(-np.inf))
         scores = tap(name + "hook_attn_scores", scores.reshape(spec.n_heads, T, S))
         pattern = tap(name + "hook_pattern", law.softmax(scores))
-        z = law.attention_z(pattern.reshape(-1, group, T, S), values[:, None])  # (K, H/K, T, D)
+        z = law.attention_z(pattern.reshape(-1, group, T, S), values[:, None], cache.kv_type)  # (K, H/K, T, D)
         z = tap(name + "hook_z", z.reshape(spec.n_heads, T, D).swapaxes(0, 1))
         return self._product(name + "o.weight", z.reshape(T, -1))
 

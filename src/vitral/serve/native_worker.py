@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vitral.errors import EngineLost, VitralError
+from vitral.model.law import KV_DEFAULT
 from vitral.serve.engines import Ask, Ended, Facts, OnEvent
 from vitral.serve.wire import ask_to, error_from, event_from, frame, read_frame
 
@@ -32,7 +33,7 @@ class WorkerOptions:
     model: str
     threads: int | None = None
     context_length: int | None = None
-    kv_type: str = "f16"
+    kv_type: str = KV_DEFAULT
     isa: str | None = None
     adapters: tuple[tuple[str, str], ...] = ()
     memory_bytes: int | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -22,14 +22,12 @@ from vitral.hub import resolve
 from vitral.language_model import LanguageModel
 from vitral.lens.analysis import LawView
 from vitral.lens.evidence import Evidence, Judgement, compare, missing_key, read, recompute
-from vitral.model.law import F32
+from vitral.model.law import F32, KV_TYPES
 from vitral.serve.records import ids_digest, new_id, params_to
 from vitral.serve.replay import replay_here
 from vitral.serve.worker import identity_of
 
 __all__ = ["Opened", "judge", "judge_on", "opened", "record_here"]
-
-KvType = Literal["f32", "f16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,8 @@ def opened(
     name: str, kv_type: str, *, adapter: Path | None = None, threads: int | None = None, isa: str | None = None
 ) -> Iterator[Opened]:
     """Load a model, and an adapter over it."""
-    if kv_type not in ("f32", "f16"):
-        raise RequestError(f"the record's kv_type is {kv_type!r:.40}; allowed: f16, f32")
+    if kv_type not in KV_TYPES:
+        raise RequestError(f"the record's kv_type is {kv_type!r:.40}; allowed: {', '.join(KV_TYPES)}")
     with vitral.load(name, threads=threads, kv_type=kv_type, isa=isa) as loaded:
         identity = {"name": name, "adapter": None, **identity_of(loaded, name, kv_type)}
         parts, held = None, None
@@ -57,7 +55,7 @@ def opened(
             held = loaded.adapter("adapter")
             parts = read_adapter(adapter, loaded.spec).parts
         weights = open_checkpoint(resolve(name)).weights.law()
-        glass = LawView(loaded.spec, weights, loaded.context_length, cast(KvType, kv_type), parts)
+        glass = LawView(loaded.spec, weights, loaded.context_length, kv_type, parts)
         yield Opened(loaded, glass, identity, held)
 
 
