@@ -36,28 +36,21 @@ inline void store_some(float* p, int n, F v) {
 }
 
 void quantise(const float* x, int64_t n, int8_t* codes, float* scales, int32_t* sums) {  // law.py, `quantise_rows`
-  const F infinity = set1(__builtin_inff());
   for (int64_t b = 0; b < n / 32; ++b) {
     F first = load(x + b * 32), second = load(x + b * 32 + 16);
-    // A NaN must not hide behind max: not finite is whatever is not below infinity.
-    F finite = mul(where_less(abs(first), infinity, set1(1.0f), zero()), where_less(abs(second), infinity, set1(1.0f), zero()));
-    float all_finite[16];
-    store(all_finite, finite);
-    bool ok = true;
-    for (int i = 0; i < 16; ++i) ok = ok && all_finite[i] == 1.0f;
+    // What is not finite, less itself, is NaN; it must not hide behind max.
+    const bool ok = merge(add(sub(first, first), sub(second, second))) == 0.0f;
     float size = ok ? largest(max(abs(first), abs(second))) : 0.0f;
     float inverse = size > 0.0f ? 127.0f / size : 0.0f;
     if (inverse == __builtin_inff()) inverse = size = 0.0f;
     scales[b] = ok ? size / 127.0f : __builtin_nanf("");
-    int8_t* c = codes + b * 32;
     if (!ok) first = second = zero();
-    store_i8(c, rint(mul(first, set1(inverse))));
-    store_i8(c + 16, rint(mul(second, set1(inverse))));
-    for (int h = 0; h < 2; ++h) {
-      int32_t sum = 0;
-      for (int i = 0; i < 16; ++i) sum += c[h * 16 + i];
-      sums[b * 2 + h] = sum;
-    }
+    first = rint(mul(first, set1(inverse)));
+    second = rint(mul(second, set1(inverse)));
+    store_i8(codes + b * 32, first);
+    store_i8(codes + b * 32 + 16, second);
+    sums[b * 2] = static_cast<int32_t>(merge(first));  // whole numbers: exact in any order
+    sums[b * 2 + 1] = static_cast<int32_t>(merge(second));
   }
 }
 
