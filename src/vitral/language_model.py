@@ -102,6 +102,8 @@ def of_checkpoint(
     memory_bytes: int | None = None,
 ) -> LanguageModel:
     """The same for a checkpoint that is already open: its weights may have been changed on the way."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from vitral import native  # the rest of this module needs neither C++ nor a checkpoint
     from vitral.engine.memory import PAGE_SIZE, available_bytes, plan_cache
     from vitral.engine.native import NativeForward, native_model
@@ -112,13 +114,20 @@ def of_checkpoint(
     elif isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
         raise SettingsError(f"threads is {threads!r}; allowed: a whole number from 1 to 1024")
     isa = native.choose(isa or settings.isa)
-    tokenizer = tokenizer_of(checkpoint)
     free = available_bytes()
     available = free if memory_bytes is None else min(free, memory_bytes)
     plan = plan_cache(checkpoint.spec, checkpoint.weights.n_bytes(), kv_type, context_length, available)
-    model = native_model(
-        checkpoint.spec, checkpoint.weights, threads=threads, isa=isa, context_length=plan.context_length
-    )
+    with ThreadPoolExecutor(1) as beside:  # packing leaves Python alone, the vocabulary needs little else
+        packed = beside.submit(
+            native_model,
+            checkpoint.spec,
+            checkpoint.weights,
+            threads=threads,
+            isa=isa,
+            context_length=plan.context_length,
+        )
+        tokenizer = tokenizer_of(checkpoint)
+        model = packed.result()
     cache = model.new_cache(plan.n_pages, PAGE_SIZE, kv_type)
     forward = NativeForward(model, cache, checkpoint.spec.vocab_size)
     return LanguageModel(
