@@ -12,6 +12,7 @@ from tests.lens.models import glass_of
 from vitral.errors import ContextOverflow, RequestError
 from vitral.lens import Glass
 from vitral.lens.glass import Edit
+from vitral.model.law import KV_DEFAULT
 from vitral.model.reference import Cache, Reference
 from vitral.model.taps import taps
 
@@ -38,7 +39,7 @@ def by_law(case: tuple[str, str], ids: list[int], edits: dict[str, Edit] | None 
         seen[name] = value if edits is None or name not in edits else edits[name](value.copy())
         return seen[name]
 
-    Reference(held.spec, held.law()).forward(ids, Cache(held.spec, "f16"), on_tap)
+    Reference(held.spec, held.law()).forward(ids, Cache(held.spec, KV_DEFAULT), on_tap)
     return seen
 
 
