@@ -122,3 +122,16 @@ def test_patching_everything_of_one_run_into_another_gives_its_bits(
         same = patched[name].tobytes() == cache[name].tobytes()
         assert same or is_attention(name), name
     assert patched.logits.tobytes() == cache.logits.tobytes()
+
+
+def test_head_results_are_made_when_they_are_named(model: LanguageModel, cache: ActivationCache) -> None:
+    some = record(model, TEXT, ["blocks.[07].attn.hook_result", "blocks.7.hook_attn_out"], positions=[2, 5])
+    assert set(some) == {"blocks.0.attn.hook_result", "blocks.7.attn.hook_result", "blocks.7.hook_attn_out"}
+    result = some["result", 7]  # (n, H, C)
+    assert result.shape == (2, cache.spec.n_heads, cache.spec.dim)
+    assert error(result.sum(axis=1), some["attn_out", 7]) < 1e-5
+    assert some.positions["blocks.7.attn.hook_result"].tolist() == [2, 5]
+    assert np.array_equal(cache["result", 7][[2, 5]], result)  # of a cache with z it is made on the spot
+    assert "blocks.7.attn.hook_result" not in cache
+    with pytest.raises(RequestError, match="N from 0 to 29"):
+        record(model, TEXT, ["blocks.99.attn.hook_result"])

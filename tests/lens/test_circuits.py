@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.lens.models import glass_of
+from tests.lens.models import as_weights, glass_of
+from tests.parity.families import FAMILIES, random_weights
 from vitral.errors import RequestError
-from vitral.lens import copying_score, neighbours, open_glass, ov_circuit, qk_circuit, singular_directions
+from vitral.lens import (
+    Glass,
+    copy_scores,
+    copying_score,
+    neighbours,
+    open_glass,
+    ov_circuit,
+    qk_circuit,
+    singular_directions,
+)
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -75,3 +86,28 @@ def test_what_does_not_exist_is_refused() -> None:
         weights.W_Q(2, 0)
     with pytest.raises(RequestError, match="row of embed.weight"):
         weights.W_E([-1])
+
+
+def test_a_head_that_was_built_to_copy_has_the_copy_score_of_one() -> None:
+    """W_V and W_O of one head read and write the identity, the first block is silent: what it attends to, it says."""
+    spec = replace(FAMILIES["llama-2"], dim=64, n_heads=1, n_kv_heads=1, head_dim=64, vocab_size=40)
+    values = random_weights(spec)
+    basis = np.linalg.qr(np.random.default_rng(3).standard_normal((64, 64)))[0].astype(np.float32)
+    values["embed.weight"] = values["unembed.weight"] = 8 * basis[:40]
+    for name in ("blocks.0.attn.o.weight", "blocks.0.mlp.down.weight"):
+        values[name] = np.zeros_like(values[name])
+    values["blocks.1.ln1.weight"] = values["ln_final.weight"] = np.ones(64, np.float32)
+    values["blocks.1.attn.v.weight"] = values["blocks.1.attn.o.weight"] = np.eye(64, dtype=np.float32)
+    glass = Glass(spec, as_weights(spec, values))
+    ids = [int(i) for i in np.random.default_rng(0).choice(40, 20, replace=False)]
+    seen = glass.run(ids, ["blocks.0.hook_resid_post"])
+    silent, copier = copy_scores(seen, glass.weights, ids, [(0, 0), (1, 0)], top=1)
+    assert (copier.layer, copier.head) == (1, 0)
+    assert copier.score.mean == copier.score.low == 1
+    assert copier.control.mean == 0
+    assert copier.score.n == 20
+    assert silent.score.mean == silent.control.mean == 1  # all logits are alike: nothing is said, so nothing is above
+    with pytest.raises(RequestError, match="record it"):
+        copy_scores({}, glass.weights, ids, [(0, 0)])
+    with pytest.raises(RequestError, match="one kind"):
+        copy_scores(glass.run([3, 3], ["blocks.0.hook_resid_post"]), glass.weights, [3, 3], [(0, 0)])

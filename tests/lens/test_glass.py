@@ -92,3 +92,13 @@ def test_what_cannot_be_run_is_named() -> None:
     with pytest.raises(RequestError, match="names no value"):
         here.run(IDS, ["*.hook_nonsense"])
     assert here.run(IDS, ["hook_embed"])["hook_embed"].shape == (len(IDS), 64)
+
+
+def test_head_results_come_when_they_are_named() -> None:
+    here = glass(("mixtral", "Q4_0"))
+    found = here.run(IDS, ["*.hook_result", "*.hook_attn_out"])
+    assert found.keys() == {f"blocks.{i}.{name}" for i in (0, 1) for name in ("attn.hook_result", "hook_attn_out")}
+    for i in (0, 1):
+        out = found[f"blocks.{i}.hook_attn_out"]
+        np.testing.assert_allclose(found[f"blocks.{i}.attn.hook_result"].sum(axis=1), out, atol=1e-5)
+    assert not any(name.endswith("hook_result") for name in here.run(IDS))

@@ -61,6 +61,23 @@ def test_a_path_through_every_later_value_is_the_whole_effect_of_the_sender() ->
         path_patch(glass, CLEAN, CORRUPT, sender, [Site("blocks.0.attn.hook_q")], METRIC)
 
 
+def test_a_path_has_random_controls_with_an_interval() -> None:
+    glass = glass_of("llama-2")
+    sender, receivers = Site("blocks.0.hook_mlp_out"), [Site("blocks.1.hook_resid_pre")]
+    found = path_patch(glass, CLEAN, CORRUPT, sender, receivers, METRIC, n_random=4, seed=1)
+    assert found.random is not None
+    assert found.random.n == 4
+    assert found.random.low < found.random.high
+    again = path_patch(glass, CLEAN, CORRUPT, sender, receivers, METRIC, n_random=4, seed=1)
+    assert again == found
+    direct = patch(glass, CLEAN, CORRUPT, [sender], METRIC, n_random=4, seed=1)[0]
+    assert direct.random is not None  # in two blocks the path is all there is: the same draws, the same effects
+    assert found.random.mean == pytest.approx(direct.random.mean, abs=1e-6)
+    one_place = Site("blocks.0.hook_mlp_out", (1,))
+    still = path_patch(glass, CLEAN, CORRUPT, one_place, receivers, METRIC, n_random=2)
+    assert still.random is not None and still.random.mean == 0  # nothing differs before the places part
+
+
 def test_attribution_patching_is_exact_where_the_model_is_linear() -> None:
     """Of the value before the unembedding the metric is a linear function: its gradient is known."""
     glass = glass_of("llama-2")

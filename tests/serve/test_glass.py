@@ -81,6 +81,25 @@ def test_readings_of_a_completion_are_those_of_the_library(server: Live, alone: 
     assert choice["text"] == server.post("/v1/completions", ONCE).json()["choices"][0]["text"]
 
 
+def test_head_results_are_reduced_like_any_value(server: Live, alone: LanguageModel) -> None:
+    record = [
+        {"taps": ["blocks.*.attn.hook_result"], "layers": [2], "positions": [-1], "heads": [1, 4], "top": 3},
+        {"taps": ["blocks.2.attn.hook_result", "blocks.2.hook_attn_out"], "columns": [7]},
+    ]
+    found = server.post("/v1/inspect", {"model": TINY, "prompt": "Once upon a time", "record": record}).json()
+    readings = {(one["record"], one["tap"]): one for one in found["readings"]}
+    whole = of_library(alone, ["blocks.2.attn.hook_result"])["result", 2][: found["n_prompt"]]
+    best = array(readings[0, "blocks.2.attn.hook_result"])
+    assert (best == np.sort(whole[-1:, [1, 4]], axis=-1)[..., :-4:-1]).all()
+    columns = array(readings[0, "blocks.2.attn.hook_result.indices"])
+    assert (np.take_along_axis(whole[-1:, [1, 4]], columns, axis=-1) == best).all()
+    assert (array(readings[1, "blocks.2.attn.hook_result"]) == whole[..., [7]]).all()
+    assert len(readings) == 4
+    wrong = server.post("/v1/inspect", {"model": TINY, "prompt": "x", "record": [{**record[0], "heads": [99]}]})
+    assert wrong.status_code == 400
+    assert "hook_result has no heads [99]" in wrong.json()["error"]["message"]
+
+
 def test_a_chat_comes_with_the_light_set(server: Live) -> None:
     messages = [{"role": "user", "content": "Name a colour."}]
     body = {"model": CHAT, "messages": messages, "max_tokens": 5, "temperature": 0, "inspect": {"light": True}}

@@ -2,7 +2,15 @@
 
 from vitral.lens.attention import HeadScores, head_scores, repeated_sequence, retrieval_scores, top_heads
 from vitral.lens.attribution import Attribution, attribute, expert_outputs, head_results, neuron_attribution
-from vitral.lens.circuits import copying_score, neighbours, ov_circuit, qk_circuit, singular_directions
+from vitral.lens.circuits import (
+    CopyScore,
+    copy_scores,
+    copying_score,
+    neighbours,
+    ov_circuit,
+    qk_circuit,
+    singular_directions,
+)
 from vitral.lens.drift import Drift, drift
 from vitral.lens.glass import Glass, open_glass
 from vitral.lens.knock_out import edits_without, load_without, without
@@ -24,6 +32,7 @@ from vitral.lens.weights import WeightView
 
 __all__ = [
     "Attribution",
+    "CopyScore",
     "Drift",
     "Glass",
     "HeadScores",
@@ -40,6 +49,7 @@ __all__ = [
     "bootstrap",
     "coactivation",
     "commitment_layer",
+    "copy_scores",
     "copying_score",
     "cut_margin",
     "domain_specialisation",

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from vitral.errors import RequestError
 from vitral.formats.bounds import nearest
 from vitral.formats.weights import Weights
+from vitral.lens.results import RESULT
 from vitral.lens.rounding import rounded, rows_of
+from vitral.lens.weights import WeightView
 from vitral.model.law import F32, Quantised
 from vitral.model.spec import ModelSpec
 
@@ -32,7 +34,7 @@ _LONG = {  # TransformerLens' short names, and where in a block they are
     "pattern": "attn.hook_pattern",
     "attn": "attn.hook_pattern",
     "attn_scores": "attn.hook_attn_scores",
-    **{name: f"attn.hook_{name}" for name in ("q", "k", "v", "z", "rot_q", "rot_k")},
+    **{name: f"attn.hook_{name}" for name in ("q", "k", "v", "z", "rot_q", "rot_k", "result")},
     "pre": "mlp.hook_pre",
     "pre_linear": "mlp.hook_pre_linear",
     "post": "mlp.hook_post",
@@ -72,6 +74,9 @@ class ActivationCache(Mapping[str, Array]):
     def __getitem__(self, key: str | tuple[Any, ...]) -> Array:
         name = key if isinstance(key, str) else _full_name(*key)
         name = name if name in self._values else _full_name(name)
+        z = name.replace(RESULT, "attn.hook_z")
+        if name not in self._values and name.endswith(RESULT) and z in self._values:
+            return WeightView(self.spec, self._weights()).head_results(int(name.split(".")[1]), self._values[z])
         if name not in self._values:
             near = nearest(name, list(self._values))
             raise RequestError(f"{name!r:.60} was not recorded" + (f"; the nearest is {near}" if near else ""))
@@ -145,12 +150,9 @@ class ActivationCache(Mapping[str, Array]):
         of the stream, last.
         """
         labels, parts = [], []
-        D = self.spec.head_dim
         for i in range(self._layer(layer)):
-            z, w = self._met(f"blocks.{i}.attn.o.weight", self["z", i].reshape(len(self["z", i]), -1))
-            for h in range(self.spec.n_heads):
-                labels.append(f"L{i}H{h}")
-                parts.append(z[:, h * D : (h + 1) * D] @ w[:, h * D : (h + 1) * D].T)
+            labels += [f"L{i}H{h}" for h in range(self.spec.n_heads)]
+            parts += list(self["result", i].swapaxes(0, 1))  # (H, T, C)
         if incl_remainder:
             parts, labels = self._with_remainder(parts, labels, layer)
         return self._stacked(parts, labels, layer, apply_ln, return_labels)

@@ -52,11 +52,7 @@ class Attribution(Finding):
 
 def head_results(values: Values, weights: WeightView, layer: int) -> F32:
     """What each head adds to the residual stream, (T, H, C): z_h W_O^h; over heads they sum to hook_attn_out."""
-    name = f"blocks.{layer}.attn.o.weight"
-    z = _value(values, f"blocks.{layer}.attn.hook_z")  # (T, H, D)
-    T, H, D = z.shape
-    z = weights.as_multiplied(name, z.reshape(T, H * D)).reshape(T, H, D)
-    return np.asarray(np.einsum("thd,chd->thc", z, weights.matrix(name).reshape(-1, H, D)), np.float32)
+    return weights.head_results(layer, _value(values, f"blocks.{layer}.attn.hook_z"))
 
 
 def heads_toward(model: ShowsTaps, weights: Weights, layer: int, z: F32, directions: F32) -> F32:

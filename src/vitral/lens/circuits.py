@@ -6,6 +6,7 @@ a knock-out say whether it is used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,22 @@ from numpy.typing import NDArray
 
 from vitral.errors import RequestError
 from vitral.lens.finding import Finding
+from vitral.lens.glass import Values
+from vitral.lens.statistics import Interval, bootstrap
 from vitral.lens.weights import WeightView
+from vitral.model import law
 
-__all__ = ["Direction", "Neighbours", "copying_score", "neighbours", "ov_circuit", "qk_circuit", "singular_directions"]
+__all__ = [
+    "CopyScore",
+    "Direction",
+    "Neighbours",
+    "copy_scores",
+    "copying_score",
+    "neighbours",
+    "ov_circuit",
+    "qk_circuit",
+    "singular_directions",
+]
 
 F64 = NDArray[np.float64]
 
@@ -36,6 +50,16 @@ class Direction(Finding):
     reads: F64
     writes: F64
     tokens: Neighbours
+
+
+@dataclass(frozen=True, slots=True)
+class CopyScore(Finding):
+    """How often a head would say the token that it attends to, in [0, 1]; `control`: another token of the prompt."""
+
+    layer: int
+    head: int
+    score: Interval
+    control: Interval
 
 
 def ov_circuit(weights: WeightView, layer: int, head: int) -> tuple[F64, F64]:
@@ -111,3 +135,41 @@ def copying_score(weights: WeightView, layer: int, head: int) -> float:
     middle = weights.W_U().astype(np.float32) @ embed  # (C, C)
     values = np.linalg.eigvals((right * gain) @ middle @ left)
     return float(values.sum().real / np.abs(values).sum())
+
+
+def copy_scores(
+    values: Values,
+    weights: WeightView,
+    ids: Sequence[int],
+    heads: Sequence[tuple[int, int]],
+    *,
+    top: int = 5,
+    seed: int = 0,
+) -> list[CopyScore]:
+    """For each (layer, head): of a prompt's tokens, the share that it would put among the `top` likeliest.
+
+    As if it attended to that token alone: the residual stream after the first block (`blocks.0.hook_resid_post`, T rows)
+    through the norm, W_V and W_O of the head, then final norm and unembedding (arXiv 2211.00593, "copy score"). The
+    control asks the same for a token of another place, drawn by `seed`. Cost: the unembedding once for each head.
+    RequestError without that value, or for a prompt of one kind of token.
+    """
+    name = "blocks.0.hook_resid_post"
+    if name not in values or len(values[name]) != len(ids):
+        raise RequestError(f"copy scores want {name} of each of the {len(ids)} ids; record it")
+    if len(set(ids)) < 2:
+        raise RequestError("the prompt has one kind of token, so that there is no other to compare with; give another")
+    own = np.asarray(ids)
+    rng = np.random.default_rng(seed)
+    other = np.array([rng.choice(own[own != id]) for id in own])
+    stream = np.asarray(values[name], np.float32)
+    stream = stream / law.rms_scale(stream, weights.spec.norm_eps)
+    found = []
+    for layer, head in heads:
+        reads, writes = ov_circuit(weights, layer, head)  # the gain of the norm is in W_V
+        logits = weights.unembedding.logits((stream @ reads @ writes).astype(np.float32))  # (T, V)
+        hits = []
+        for which in (own, other):
+            least = logits[np.arange(len(own)), which][:, None]
+            hits.append(bootstrap(((logits > least).sum(axis=1) < top).astype(np.float64), seed=seed))
+        found.append(CopyScore(layer, head, hits[0], hits[1]))
+    return found

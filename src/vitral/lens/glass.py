@@ -20,6 +20,7 @@ from vitral.engine.memory import PAGE_SIZE
 from vitral.engine.native import NativeForward, native_model
 from vitral.errors import ContextOverflow, RequestError
 from vitral.formats.weights import Weights
+from vitral.lens.results import result_names
 from vitral.lens.weights import WeightView
 from vitral.model import rope
 from vitral.model.law import F32, KV_DEFAULT
@@ -64,7 +65,7 @@ class Glass:
         """Values of T tokens by name: those that `names` gives (patterns such as `*.hook_pattern`), or all.
 
         `edits` replace values on the way, after which the rest is computed from the new ones; the value
-        returned is the new one. Experts that no token reaches have no values. Raises RequestError for a
+        returned is the new one. `attn.hook_result` is made of z when a name asks for it. Experts that no token reaches have no values. Raises RequestError for a
         name or an id that the model has not, ContextOverflow for more tokens than it was made for.
         """
         edits = edits or {}
@@ -78,9 +79,13 @@ class Glass:
         for name in edits:
             if name not in self._names:
                 raise RequestError(f"{name!r} is no value of this model; `vitral.model.taps` lists them")
-        wanted = self._names if names is None else {n for n in self._names if any(fnmatchcase(n, p) for p in names)}
+        results = [name for pattern in names or () for name in result_names(self.spec, pattern)]
+        kept = self._names if names is None else {n for n in self._names if any(fnmatchcase(n, p) for p in names)}
+        wanted = kept | {name.replace("hook_result", "hook_z") for name in results}
         if names is not None:
-            idle = [p for p in names if not any(fnmatchcase(n, p) for n in self._names)]
+            idle = [
+                p for p in names if not p.endswith("hook_result") and not any(fnmatchcase(n, p) for n in self._names)
+            ]
             if idle:
                 raise RequestError(f"{idle[0]!r} names no value of this model; `vitral.model.taps` lists them")
         seen: dict[str, NDArray[np.generic]] = {}
@@ -97,7 +102,11 @@ class Glass:
         shown = wanted | set(edits)
         of = [0] if any(is_attention(name) for name in shown) else []
         self._model(len(ids)).with_taps(_batch(ids), shown, on_tap, of)
-        return seen
+        found = {name: value for name, value in seen.items() if name in kept}
+        for name in results:
+            z = np.asarray(seen[name.replace("hook_result", "hook_z")], np.float32)
+            found[name] = self.weights.head_results(int(name.split(".")[1]), z)
+        return found
 
     def logits(self, ids: Sequence[int], edits: Mapping[str, Edit] | None = None) -> F32:
         """Logits (T, V) alone."""

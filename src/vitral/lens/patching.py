@@ -99,13 +99,22 @@ def patch(
 
 
 def path_patch(
-    glass: Glass, clean: Sequence[int], corrupt: Sequence[int], sender: Site, receivers: Sequence[Site], metric: Metric
+    glass: Glass,
+    clean: Sequence[int],
+    corrupt: Sequence[int],
+    sender: Site,
+    receivers: Sequence[Site],
+    metric: Metric,
+    *,
+    n_random: int = 0,
+    seed: int = 0,
 ) -> Patch:
     """The effect of a sender on the answer through some receivers alone (arXiv 2211.00593, 2304.05969).
 
     First the corrupt run with the sender's clean value, everything else that lies between the two held at
     corrupt attention and feed-forward outputs, gives the receivers' values; then the corrupt run
-    takes these. The sender writes an attention or feed-forward output, or a head's z, of a block before the receivers'.
+    takes these. Controls as in `patch`: the placebo sends what was there, `n_random` random ones send the sender's
+    value moved as far in a random direction. Two runs each. The sender writes an attention or feed-forward output, or a head's z, of a block before the receivers'.
     """
     names = sorted({sender.name, *(site.name for site in receivers)})
     outputs = ["*.hook_attn_out", "*.hook_mlp_out"]
@@ -136,7 +145,10 @@ def path_patch(
 
     value = effect(from_clean[sender.name])
     placebo = (effect(from_corrupt[sender.name]) - low) / gap
-    return Patch(sender, (value - low) / gap, value, high, low, placebo, None)
+    rng = np.random.default_rng(seed)
+    random = [(effect(_random_like(sender, from_clean, from_corrupt, rng)) - low) / gap for _ in range(n_random)]
+    interval = bootstrap(random, seed=seed) if random else None
+    return Patch(sender, (value - low) / gap, value, high, low, placebo, interval)
 
 
 def attribution_patching(

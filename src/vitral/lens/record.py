@@ -9,7 +9,7 @@ from vitral.engine.interventions import Intervention
 from vitral.engine.observe import Watch
 from vitral.engine.request import Finished, NewToken, SamplingParams
 from vitral.lens.activations import ActivationCache
-from vitral.lens.readings import Readings
+from vitral.lens.results import Looking
 
 if TYPE_CHECKING:
     from vitral.language_model import LanguageModel
@@ -29,6 +29,7 @@ def record(
     """The values of a prompt's tokens, and of `n_new` tokens that the model adds (the most likely ones).
 
     names: full names or patterns such as `blocks.*.hook_resid_post`; None keeps every tap, which is much.
+        `blocks.N.attn.hook_result` is made of z and W_O when it is named.
     positions: only these; None keeps all. The last added token is not read any more, so it has no values.
     interventions: what is changed on the way; the values are those after it.
 
@@ -38,15 +39,17 @@ def record(
     ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
     some = None if positions is None else tuple(sorted({int(position) for position in positions}))
     watch = Watch(("*",) if names is None else tuple(names), positions=some)
-    seen = Readings()
+    seen = Looking(model.spec, model.weights, [watch])
     params = SamplingParams(max_tokens=n_new)
-    with model.engine.answer(ids, params, watch=[watch], on_value=seen.on_value, interventions=interventions) as answer:
+    with model.engine.answer(
+        ids, params, watch=seen.watches, on_value=seen.on_value, interventions=interventions
+    ) as answer:
         for event in answer:
             if isinstance(event, NewToken):
                 ids.append(event.token)
             elif isinstance(event, Finished) and event.error is not None:
                 raise event.error
-    found = {name: seen[name] for name in seen}
+    found = dict(seen.found())
     return ActivationCache(
         {name: one.values for name, one in found.items()},
         ids=ids,

@@ -90,6 +90,13 @@ class WeightView:
         D = self.spec.head_dim
         return self.matrix(f"blocks.{layer}.attn.o.weight")[:, head * D : (head + 1) * D].T
 
+    def head_results(self, layer: int, z: F32) -> F32:
+        """What each head adds to the residual stream, (n, H, C), from z (n, H, D); over heads they sum to attn_out."""
+        name = f"blocks.{layer}.attn.o.weight"
+        n, H, D = z.shape
+        met = self.as_multiplied(name, z.reshape(n, H * D)).reshape(n, H, D)
+        return np.asarray(np.einsum("nhd,chd->nhc", met, self.matrix(name).reshape(-1, H, D)), np.float32)
+
     def gain(self, name: str) -> F32:
         """The gain (C,) of a norm: `blocks.0.ln1`, `blocks.0.ln2`, `ln_final`."""
         return self.tensors[f"{name}.weight"].dequantize()

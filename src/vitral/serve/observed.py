@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from vitral.errors import RequestError
 from vitral.language_model import LanguageModel
 from vitral.lens.light import LIGHT_AXES, LightSet
-from vitral.lens.readings import Readings, position_axis
+from vitral.lens.readings import position_axis
+from vitral.lens.results import Looking
 from vitral.model.spec import ModelSpec
 from vitral.serve.engines import Ask, Seen
 
@@ -35,7 +36,8 @@ class Observed:
         spec, prompt = model.spec, len(ask.prompt)
         left = model.context_length - prompt
         n = prompt + (left if ask.params.max_tokens is None else min(left, ask.params.max_tokens))
-        self.n_bytes = sum(watch.most_bytes(spec, n) for watch in ask.watch)
+        self._looking = Looking(spec, model.weights, ask.watch)
+        self.n_bytes = self._looking.most_bytes(n)
         if ask.light is not None:
             self.n_bytes += max(0, n - ask.light) * _light_bytes(spec)
         if self.n_bytes > MOST_BYTES:
@@ -44,17 +46,16 @@ class Observed:
                 "fewer taps, positions or layers, for the largest few (top), or set max_tokens"
             )
         self._ids = list(ask.prompt)
-        self._readings = Readings()
         self._light = None if ask.light is None else LightSet(model, ask.light)
         watches = [] if self._light is None else self._light.watches
-        self.watches = [*ask.watch, *(replace(watch, label=LIGHT) for watch in watches)]
+        self.watches = [*self._looking.watches, *(replace(watch, label=LIGHT) for watch in watches)]
 
     def on_value(self, name: str, positions: NDArray[np.int64], rows: NDArray[Any]) -> None:
         """Keep rows; the engine calls it."""
         if self._light is not None and name.startswith(LIGHT):
             self._light.on_value(name.removeprefix(LIGHT), positions, rows)
         else:
-            self._readings.on_value(name, positions, rows)
+            self._looking.on_value(name, positions, rows)
 
     def take(self, token: int) -> None:
         """The answer grew by a token."""
@@ -64,7 +65,7 @@ class Observed:
 
     def result(self) -> Iterator[Seen]:
         """All readings, once the answer has ended."""
-        for name, one in self._readings.items():
+        for name, one in self._looking.found():
             yield Seen(name, position_axis(name), one.positions, one.values)
         light = None if self._light is None else self._light.finish(self._ids)
         if light is not None:
