@@ -42,7 +42,7 @@ def serve(mirror: Mirror) -> Iterator[Mirror]:
 
         def _answer(self, body: bool) -> None:
             path = self.path.split("?")[0]
-            if path.startswith("/api/models/"):
+            if path.startswith(("/api/models/", "/api/datasets/")):
                 siblings = [
                     {"rfilename": n, "size": len(b), "blobId": "x", "lfs": {"sha256": mirror.promised(n), "size": len(b), "pointerSize": 1}}
                     for n, b in mirror.files.items()

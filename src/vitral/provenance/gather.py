@@ -248,7 +248,11 @@ def _record(record: Mapping[str, Any], where: str, found: _Found) -> None:
     for each in data if isinstance(data, list) else []:
         if isinstance(each, dict):
             said = _text(each.get("licence")) or licence
-            found.part("dataset", _short(_text(each.get("path"))), of_label(said, f"{where}, data_licence"))
+            found.part(
+                "dataset",
+                _text(each.get("name")) or _short(_text(each.get("path"))),
+                of_label(said, f"{where}, data_licence"),
+            )
 
 
 def _short(name: str) -> str:

@@ -21,7 +21,7 @@ from vitral.provenance.card import read_card
 from vitral.provenance.detect import of_text
 from vitral.version import version
 
-__all__ = ["KEY", "Step", "licence_of", "lineage_metadata", "read_lineage", "steps_in"]
+__all__ = ["KEY", "Step", "licence_of", "licence_beside", "lineage_metadata", "read_lineage", "steps_in"]
 
 KEY = "vitral.lineage"
 _LONGEST = 1 << 20  # characters
@@ -34,7 +34,7 @@ class Step:
 
     `base` has what it was done to, one for each parent: `name`, `weights` (the digest of `vitral digest --weights`),
     `layout`, `source` (where it was fetched from) and `licence`, whichever of them are known. `data` has the files that
-    it was trained on: `name`, `sha256`, `licence`.
+    it was trained on: `name`, `sha256`, `licence`, and `source` where it was fetched.
     """
 
     operation: str
@@ -130,10 +130,10 @@ def _parent(checkpoint: Checkpoint, digest: str | None) -> dict[str, str]:
 
 def licence_of(checkpoint: Checkpoint) -> str:
     """What a model says of its licence: in its own keys, on its card, or by the LICENSE beside it; "" for nothing."""
-    return first_text(checkpoint.metadata, "general.license", "license") or _licence_beside(checkpoint.path)
+    return first_text(checkpoint.metadata, "general.license", "license") or licence_beside(checkpoint.path)
 
 
-def _licence_beside(path: Path) -> str:
+def licence_beside(path: Path) -> str:
     """What the card in a folder says, else which licence the text in its LICENSE is; "" where neither says one."""
     if not path.is_dir():
         return ""

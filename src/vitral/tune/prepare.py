@@ -12,6 +12,7 @@ from vitral.errors import DataError
 from vitral.formats.canonical import Checkpoint
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import admitted
+from vitral.hub.data_sets import fetch_data_set
 from vitral.language_model import tokenizer_of
 from vitral.tokenizer.tokenizer import Tokenizer
 from vitral.tune import distributed
@@ -60,14 +61,14 @@ def prepare(recipe: Recipe) -> Prepared:
     chat = {"auto": None, "chat": True, "text": False}[data.form]
 
     def load(paths: Sequence[str]) -> DataSet:
-        places = [Path(path) for path in paths]
+        places = [fetch_data_set(path) if path.startswith("hf:") else Path(path) for path in paths]
         return load_data(places, tokenizer, data.context, turns=data.turns, too_long=data.too_long, chat=chat)
 
     train = load(data.train)
     test = load(data.test) if data.test else None
     if data.hold_out and train.items:
         test = _held_out(train, data.hold_out, recipe.run.seed)
-    found = preflight(train, test, licence=data.licence or None)
+    found = preflight(train, test, licence=data.licence)
     loss = loss_of(recipe.method)
     if train.items:
         check_shape(recipe.method.loss, [*train.items, *(test.items if test is not None else [])])

@@ -40,7 +40,8 @@ class ModelPart:
 class DataPart:
     """What it learns from. Without `test`, the share `hold_out` of the training items is kept apart.
 
-    `too_long` says what happens to items over `context` tokens; `form` whether prompts become chats.
+    `train` and `test` are files, folders, or data sets of the Hub (`hf:owner/name`, `hf:owner/name:file`), whose
+    licence is on their card; `licence` is for those that say none. `too_long` says what happens to items over `context` tokens; `form` whether prompts become chats.
     """
 
     train: tuple[str, ...]
@@ -174,12 +175,17 @@ def parse_recipe(values: Mapping[str, Any], folder: Path = Path()) -> Recipe:
         if isinstance(data.get(key), str):
             data[key] = [data[key]]
         if isinstance(data.get(key), list):
-            data[key] = [str(folder / name) if isinstance(name, str) else name for name in data[key]]
+            data[key] = [_place(folder, name) for name in data[key]]
     named = {"data": data} if data else {}
     for part, keys in (("model", ("base", "adapter")), ("method", ("teacher", "reward_model"))):
         if isinstance(values.get(part), Mapping):
             named[part] = {**values[part], **_paths(values[part], keys, folder)}
     return _made(Recipe, {**values, **named}, "")
+
+
+def _place(folder: Path, name: object) -> object:
+    """A path made whole; a data set of the Hub (`hf:owner/name`) stays a name."""
+    return str(folder / name) if isinstance(name, str) and not name.startswith("hf:") else name
 
 
 def _paths(values: Mapping[str, Any], keys: tuple[str, ...], folder: Path) -> dict[str, str]:

@@ -31,7 +31,9 @@ _DECIDES = ("recipe", "base_digest", "tokenizer_digest", "template_digest", "dat
 def begin_record(prepared: Prepared, precision: str, processes: int, n_trained: int) -> dict[str, Any]:
     """What is known before the first step."""
     base = prepared.base
-    files = [*prepared.train.files, *(prepared.test.files if prepared.test is not None else [])]
+    files = dict.fromkeys([*prepared.train.files, *(prepared.test.files if prepared.test is not None else [])])
+    data = [{key: value for key, value in asdict(file).items() if value} for file in files]
+    licences = list(dict.fromkeys(file.licence for file in files))
     return {
         "recipe": json.loads(json.dumps(asdict(prepared.recipe))),
         "base": str(base.path),
@@ -40,8 +42,8 @@ def begin_record(prepared: Prepared, precision: str, processes: int, n_trained: 
         "base_licence": licence_of(base),
         "tokenizer_digest": prepared.tokenizer.digest,
         "template_digest": prepared.tokenizer.template_digest,
-        "data": [{"path": path, "sha256": digest} for path, digest in sorted(set(files))],
-        "data_licence": prepared.recipe.data.licence,
+        "data": sorted(data, key=lambda each: each["path"]),
+        "data_licence": prepared.recipe.data.licence or (" AND ".join(licences) if all(licences) else ""),
         "items": {"train": len(prepared.train.items), "test": len(prepared.test.items) if prepared.test else 0},
         "steps": prepared.n_steps,
         "trained_parameters": n_trained,
@@ -57,11 +59,17 @@ def begin_record(prepared: Prepared, precision: str, processes: int, n_trained: 
 
 def tuned_from(base: Checkpoint, record: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that a model tuned from `base` carries: its base, its data with their licence, and how it was tuned."""
-    licence = {"licence": record["data_licence"]} if record["data_licence"] else {}
-    data = [{"name": Path(each["path"]).name, "sha256": each["sha256"], **licence} for each in record["data"]]
+    data = [_data_entry(each, record["data_licence"]) for each in record["data"]]
     method = record["recipe"]["method"]
     how = {name: method[name] for name in ("loss", "tune")} | {"steps": record["steps"]}
     return lineage_metadata(base, "tune", how, digest=record["base_digest"], data=data)
+
+
+def _data_entry(file: Mapping[str, str], licence: str) -> dict[str, str]:
+    """A file of data as lineage names it; a licence of its own goes before that of all."""
+    found = {"name": file.get("name") or Path(file["path"]).name, "sha256": file["sha256"]}
+    own = file.get("licence") or licence
+    return found | ({"licence": own} if own else {}) | ({"source": file["path"]} if file.get("name") else {})
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from vitral.errors import DataError
+from vitral.hub.data_sets import HubDataSet
+from vitral.provenance.digest import sha256_of
+from vitral.provenance.lineage import licence_beside
 from vitral.tokenizer.tokenizer import Tokenizer
 from vitral.tune.batch import Row
 from vitral.tune.data.encode import Turns, encode
@@ -16,7 +18,7 @@ from vitral.tune.data.examples import Example, Plain
 from vitral.tune.data.read import files_of, read_records
 from vitral.tune.data.shapes import parse, shape_of
 
-__all__ = ["DataSet", "Item", "TooLong", "load_data"]
+__all__ = ["DataFile", "DataSet", "Item", "TooLong", "load_data"]
 
 TooLong = Literal["refuse", "drop", "cut"]
 
@@ -34,6 +36,16 @@ class Item:
         return sum(len(row.ids) for row in self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file that was read. name: owner/name on the Hub, of which `path` then tells the commit; licence: what it says."""
+
+    path: str
+    sha256: str
+    name: str = ""
+    licence: str = ""
+
+
 @dataclass(slots=True)
 class DataSet:
     """The items, and what was found wrong: `problems` are (place, what) of records that cannot be used.
@@ -41,7 +53,7 @@ class DataSet:
     `too_long` are (place, ids) of items over the context, counted whatever is done with them.
     """
 
-    files: list[tuple[str, str]]  # path, sha256
+    files: list[DataFile]
     shape: str
     items: list[Item] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
@@ -56,11 +68,11 @@ class DataSet:
                 f"{len(self.problems)} of {len(self.problems) + len(self.items)} records cannot be used: {first}{more}"
             )
         if not self.items:
-            raise DataError(f"{', '.join(path for path, _ in self.files)}: no record at all")
+            raise DataError(f"{', '.join(file.path for file in self.files)}: no record at all")
 
 
 def load_data(
-    paths: Sequence[Path],
+    paths: Sequence[Path | HubDataSet],
     tokenizer: Tokenizer,
     context: int,
     *,
@@ -68,16 +80,16 @@ def load_data(
     too_long: TooLong = "refuse",
     chat: bool | None = None,
 ) -> DataSet:
-    """Read data files and folders. `chat` puts instructions into a chat; by default where there is a template.
+    """Read data files, folders, and sets of the Hub. `chat` puts instructions into a chat; by default where there is a template.
 
     An item over `context` ids is a problem, or left out, or its answer is cut in the middle and keeps its end:
     `too_long` says which. Raises DataError for a file that cannot be read at all, TemplateError for a template
     that cannot be trained with.
     """
     as_chat = tokenizer.chat_template is not None if chat is None else chat
-    files = [file for path in paths for file in files_of(Path(path))]
-    found = DataSet([(str(file), _sha256(file)) for file in files], "")
-    for file in files:
+    files = [each for path in paths for each in _files(path)]
+    found = DataSet([known for _, known in files], "")
+    for file, _ in files:
         for place, record in read_records(file):
             try:
                 if isinstance(record, DataError):
@@ -131,6 +143,12 @@ def _cut(row: Row, context: int) -> Row:
     return Row(tuple(row.ids[p] for p in kept), tuple(row.supervised[p] for p in kept))
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+def _files(source: Path | HubDataSet) -> list[tuple[Path, DataFile]]:
+    if isinstance(source, HubDataSet):
+        label = f"hf:{source.repo}@{source.revision}"
+        return [
+            (path, DataFile(f"{label}:{file}", sha256_of(path), source.repo, source.licence))
+            for file, path in source.files.items()
+        ]
+    licence = licence_beside(source)
+    return [(file, DataFile(str(file), sha256_of(file), licence=licence)) for file in files_of(source)]

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vitral.errors import DataError
+from vitral.provenance.datasets import data_set
 from vitral.tune.data.examples import Example, question_of, text_of
 from vitral.tune.data.language import language_of
-from vitral.tune.data.load import DataSet
+from vitral.tune.data.load import DataFile, DataSet
 from vitral.tune.data.personal import personal_data
 
 __all__ = ["Preflight", "preflight"]
@@ -47,8 +48,8 @@ class Preflight:
             raise DataError("; ".join(self.problems))
 
 
-def preflight(train: DataSet, test: DataSet | None = None, *, licence: str | None = None) -> Preflight:
-    """Look at all of the data. Nothing raises here; `Preflight.refuse` and `DataSet.refuse` do."""
+def preflight(train: DataSet, test: DataSet | None = None, *, licence: str = "") -> Preflight:
+    """Look at all of the data; `licence` is what the recipe says of it. Nothing raises here; `Preflight.refuse` and `DataSet.refuse` do."""
     items = train.items
     texts = [text_of(item.example) for item in items]
     duplicates = _duplicates([item.example for item in items], texts)
@@ -70,8 +71,7 @@ def preflight(train: DataSet, test: DataSet | None = None, *, licence: str | Non
         warnings.append("personal data: " + ", ".join(f"{count} x {kind}" for kind, count in personal.items()))
     if train.too_long and not train.problems:
         warnings.append(f"{len(train.too_long)} items were longer than the context and left out or cut, as asked")
-    if licence is None:
-        warnings.append("the licence of the data is not known; name it in the recipe (data.licence)")
+    warnings += _of_licences([*train.files, *(test.files if test is not None else [])], licence)
     return Preflight(
         n_train=len(items),
         n_test=len(test.items) if test is not None else 0,
@@ -87,6 +87,25 @@ def preflight(train: DataSet, test: DataSet | None = None, *, licence: str | Non
         problems=tuple(problems),
         warnings=tuple(warnings),
     )
+
+
+def _of_licences(files: Sequence[DataFile], said: str) -> list[str]:
+    """What should be known of the data's licences: none known, another than its card's, or a model that wrote it."""
+    found: dict[str, None] = {}
+    for file in files:
+        name = file.name or file.path.rsplit("/", 1)[-1]
+        if not said and not file.licence:
+            found["the licence of the data is not known; name it in the recipe (data.licence)"] = None
+        if said and file.licence and file.licence.lower() != said.lower():
+            found[
+                f"the recipe says that the data is under {said}; {name} itself says {file.licence}, which is recorded"
+            ] = None
+        known = data_set(file.name) if file.name else None
+        if known is not None and known.writer:
+            found[
+                f"{name} was written by {known.writer}, under terms ({known.written_by}) that may bind what learns from it"
+            ] = None
+    return list(found)
 
 
 def _histogram(lengths: Sequence[int]) -> dict[int, int]:
