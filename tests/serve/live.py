@@ -23,6 +23,7 @@ class Live:
 
     def __init__(self, process: subprocess.Popen[str], url: str, folder: Path, models: list[str]) -> None:
         self.process, self.url, self.folder, self.models = process, url, folder, models
+        self.records_url = f"sqlite:///{folder / 'records.sqlite'}"
         self.http = httpx.Client(base_url=url, timeout=120)
 
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:

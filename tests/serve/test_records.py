@@ -4,9 +4,9 @@ import asyncio
 import hashlib
 import json
 import socket
-import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,7 +15,8 @@ import rfc8785
 import sqlalchemy as sa
 
 from tests.serve.conftest import TINY
-from tests.serve.live import Live, wait_until
+from tests.serve.live import Live, live, wait_until
+from tests.serve.postgres import postgres
 from vitral.cli.main import _code
 from vitral.engine.interventions import Intervention, digest
 from vitral.errors import RecordStoreError, RequestError
@@ -28,9 +29,47 @@ from vitral.serve.store import Store, tables
 SAMPLED = {"model": TINY, "prompt": "Once upon a time", "max_tokens": 10, "temperature": 1.0}
 
 
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """An empty PostgreSQL."""
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_path: str) -> Iterator[Live]:
+    """A server that keeps its records in this kind of database."""
+    folder = tmp_path_factory.mktemp(request.param)
+    url = f"sqlite:///{folder / 'records.sqlite'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("database")
+    with live(folder, tiny_path, "--records", url) as running:
+        running.records_url = url
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'a.sqlite'}"
+    url = str(request.getfixturevalue("database"))
+    name = f"empty_{time.monotonic_ns()}"
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return url.replace("/postgres?", f"/{name}?")
+
+
 def rows(server: Live, query: str) -> list[tuple[object, ...]]:
-    with sqlite3.connect(server.folder / "records.sqlite") as connection:
-        return connection.execute(query).fetchall()
+    engine = sa.create_engine(server.records_url)
+    try:
+        with engine.begin() as connection:
+            found = connection.exec_driver_sql(query)
+            return [tuple(row) for row in found] if found.returns_rows else []
+    finally:
+        engine.dispose()
 
 
 def test_a_record_holds_what_made_the_answer_and_replays_exactly(server: Live) -> None:
@@ -86,8 +125,7 @@ def test_an_answer_that_guessed_ahead_has_a_digest_for_every_token_and_replays(
     assert len(sequence["logits"]) == len(sequence["answer"]["ids"])
     replayed = server.post(f"/v1/records/{id}/replay", {})
     assert replayed.json().get("verdict") == "EXACT", replayed.text
-    database = f"sqlite:///{server.folder / 'records.sqlite'}"
-    assert _code(["replay", id, "--model", tiny_path, "--records", database, "--threads", "1"]) == 0
+    assert _code(["replay", id, "--model", tiny_path, "--records", server.records_url, "--threads", "1"]) == 0
     assert "EXACT" in capsys.readouterr().out
 
 
@@ -120,8 +158,8 @@ def test_a_client_that_hangs_up_at_once_leaves_nothing_reserved(server: Live) ->
     wait_until(lambda: rows(server, "SELECT * FROM reservations") == [])
 
 
-def test_a_write_is_done_also_when_whoever_waits_is_cancelled(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path / 'a.sqlite'}")
+def test_a_write_is_done_also_when_whoever_waits_is_cancelled(store_url: str) -> None:
+    store = Store(store_url)
     held = threading.Event()
     insert = sa.insert(tables.reservations)
     row = {"record": "r", "tenant": "t", "created": 1, "tokens": 1}
@@ -144,8 +182,8 @@ def test_a_write_is_done_also_when_whoever_waits_is_cancelled(tmp_path: Path) ->
     store.close()
 
 
-def test_only_what_is_older_than_any_answer_is_abandoned(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path / 'a.sqlite'}")
+def test_only_what_is_older_than_any_answer_is_abandoned(store_url: str) -> None:
+    store = Store(store_url)
     records = Records(store)
     now = int(time.time())
 
@@ -164,7 +202,7 @@ def test_only_what_is_older_than_any_answer_is_abandoned(tmp_path: Path) -> None
 def test_records_cannot_be_changed_or_deleted(server: Live) -> None:
     server.post("/v1/completions", SAMPLED)
     for query in ("UPDATE records SET tenant = 'x'", "DELETE FROM records"):
-        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"):
             rows(server, query)
 
 
@@ -181,8 +219,8 @@ def test_a_replay_names_the_first_step_that_differs() -> None:
     assert (short.difference.step, short.difference.what) == (2, "length")
 
 
-def test_one_bad_write_harms_no_other(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path / 'a.sqlite'}")
+def test_one_bad_write_harms_no_other(store_url: str) -> None:
+    store = Store(store_url)
     row = {"record": "r", "tenant": "t", "created": 1, "tokens": 1}
     insert = sa.insert(tables.reservations)
     good = [store.submit(lambda c, i=i: c.execute(insert.values({**row, "record": f"r{i}"}))) for i in range(5)]
@@ -205,3 +243,18 @@ def test_a_full_disk_is_a_typed_error_and_ends_when_there_is_room(tmp_path: Path
     roomy = Store(url)
     roomy.put_now(tables.files, "f", "t", {"text": "x" * 100_000})
     roomy.close()
+
+
+def test_a_database_that_lost_its_connections_is_reached_by_new_ones(database: str) -> None:
+    store, row = Store(database), {"tenant": "t", "created": 1, "tokens": 1}
+    insert = sa.insert(tables.reservations)
+    store.submit(lambda c: c.execute(insert.values({**row, "record": "before"}))).result(30)
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:
+        lost = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = 'vitral'"
+        assert connection.exec_driver_sql(lost).all()
+    engine.dispose()
+    store.submit(lambda c: c.execute(insert.values({**row, "record": "after"}))).result(30)
+    found = store.read_now(lambda c: c.execute(sa.select(tables.reservations.c.record)).scalars().all())
+    assert {"before", "after"} <= set(found)
+    store.close()
