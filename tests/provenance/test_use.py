@@ -45,7 +45,13 @@ def test_a_file_states_who_what_and_what_from(tmp_path: Path) -> None:
         ("[who.users]\n'June' = 3", "unknown key who.users.June"),
         ("[who.users]\nnow = -1", "at least 0"),
         ("[[made_from]]\nname = 'x'", "made_from.role"),
+        ("[who.users]\n'2024-13' = 3", "2024-13 is no month"),
         ("who = 3", "a table is wanted"),
+        ("[who]\nusers = 3", r"a table is wanted: \[who.users\]"),
+        ("[who]\nname = ['a']", "who.name is .*a text is wanted"),
+        ("[what]\nname = 5", "what.name is 5; a text"),
+        ("[model]\nlicence = 5", "model.licence is 5; a text"),
+        ("[[made_from]]\nrole = 'dataset'\nname = 5", "made_from.name is 5; a text"),
         ("[what", "not valid TOML"),
     ],
 )

@@ -45,7 +45,7 @@ def scan(
             looks = f"; looks for {', '.join(map(repr, able.looks_for[:12]))}" if able.looks_for else ""
             tell(f"{name}: reads {', '.join(able.variables)}{looks}")
         said = {True: "nothing against it", False: "refused", None: "a person should look"}[verdict.passed]
-        console.print(f"{len(found.files)} files: {said}", highlight=False)
+        console.print(f"{len(found.files)} file{'s' if len(found.files) != 1 else ''}: {said}", highlight=False)
         for one in accepted:
             tell(f"accepted by {one.who}: {one.file} [{one.rule}] with SHA-256 {one.sha256}")
     exit_with(True if accepted else verdict.passed)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -198,6 +199,7 @@ def _figures(threshold: Threshold) -> tuple[str, tuple[str, ...]]:
     return ("month", ("year",)) if threshold.window == "month" else ("year", ())
 
 
+_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 _WHO, _WHAT = {"name", "domicile", "kind", "users", "revenue"}, {entry.name for entry in fields(Use)}
 _WHAT -= {"who", "domicile", "actor", "users", "revenue", "licence", "multimodal", "made_from"}
 
@@ -230,14 +232,15 @@ def use_of(path: Path | str, raw: dict[str, Any]) -> Use:
     made = raw.get("made_from", [])
     if not isinstance(made, list) or not all(isinstance(entry, dict) for entry in made):
         raise LicenceError(f"{path}: made_from is written [[made_from]], once for each part")
+    _written(path, what, "what.", "name")
     parts = {**what, **({"fields": tuple(what["fields"])} if "fields" in what else {})}
     return Use(
-        who=str(who.get("name", "")),
+        who=_written(path, who, "who.", "name"),
         domicile=who.get("domicile"),
         actor=who.get("kind"),
         users=_numbers(path, who, "users"),
         revenue=_numbers(path, who, "revenue"),
-        licence=str(model.get("licence", "")),
+        licence=_written(path, model, "model.", "licence"),
         multimodal=model.get("multimodal"),
         made_from=tuple(_made_from(path, entry) for entry in made),
         **parts,
@@ -257,11 +260,12 @@ _FLAGS = (
 
 
 def _numbers(path: Path | str, who: dict[str, Any], name: str) -> dict[str, int]:
-    found = _table(path, who, name)
+    found = _table(path, who, name, "who.")
     allowed = {"now", "never_above", "product"} if name == "users" else {"month", "year", "product_month"}
     for key in found:
-        month = name == "users" and len(key) == 7 and key[:4].isdigit() and key[4] == "-" and key[5:].isdigit()
-        if not month:
+        if name == "users" and key[:1].isdigit() and not _MONTH.fullmatch(key):
+            raise LicenceError(f"{path}: who.users.{key} is no month; a month is written as in 2024-06")
+        if not (name == "users" and _MONTH.fullmatch(key)):
             _keys(path, f"who.{name}.", {key: None}, allowed)
     return {
         key: int(value) if isinstance(value, float) and value.is_integer() else value for key, value in found.items()
@@ -273,14 +277,21 @@ def _made_from(path: Path | str, raw: dict[str, Any]) -> MadeFrom:
     _one_of("made_from.role", raw.get("role"), get_args(Role)[1:], needed=True)
     _one_of("made_from.generated_by", raw.get("generated_by"), ("you", "other"))
     return MadeFrom(
-        raw["role"], str(raw.get("name", "")), str(raw.get("licence", "")), str(raw.get("generated_by", ""))
+        raw["role"], *(_written(path, raw, "made_from.", name) for name in ("name", "licence", "generated_by"))
     )
 
 
-def _table(path: Path | str, raw: dict[str, Any], name: str) -> dict[str, Any]:
+def _table(path: Path | str, raw: dict[str, Any], name: str, within: str = "") -> dict[str, Any]:
     found = raw.get(name, {})
     if not isinstance(found, dict):
-        raise LicenceError(f"{path}: {name} is {found!r}; a table is wanted: [{name}]")
+        raise LicenceError(f"{path}: {within}{name} is {found!r}; a table is wanted: [{within}{name}]")
+    return found
+
+
+def _written(path: Path | str, raw: dict[str, Any], where: str, name: str) -> str:
+    found = raw.get(name, "")
+    if not isinstance(found, str):
+        raise LicenceError(f"{path}: {where}{name} is {found!r}; a text is wanted, in quotation marks")
     return found
 
 
