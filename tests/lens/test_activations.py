@@ -15,6 +15,7 @@ from vitral.errors import RequestError
 from vitral.language_model import LanguageModel
 from vitral.lens.activations import ActivationCache
 from vitral.lens.record import record
+from vitral.lens.weights import WeightView
 from vitral.model.taps import is_attention
 
 TEXT = "When Mary and John went to the store, John gave a drink to"
@@ -135,3 +136,17 @@ def test_head_results_are_made_when_they_are_named(model: LanguageModel, cache: 
     assert "blocks.7.attn.hook_result" not in cache
     with pytest.raises(RequestError, match="N from 0 to 29"):
         record(model, TEXT, ["blocks.99.attn.hook_result"])
+
+
+def test_the_accumulated_stream_through_the_last_norm_is_the_logit_lens(cache: ActivationCache) -> None:
+    """As in published notebooks: each stream has its own scale, and W_U follows."""
+    assert cache.weights is not None
+    unembedding = WeightView(cache.spec, cache.weights).unembedding
+    stack, labels = cache.accumulated_resid(apply_ln=True, return_labels=True)
+    for label, name in (("3_pre", "blocks.2.hook_resid_post"), ("final_post", "blocks.29.hook_resid_post")):
+        read = unembedding.read(np.asarray(cache[name], np.float32))
+        np.testing.assert_allclose(stack[labels.index(label)], read, rtol=1e-5, atol=1e-6)
+    to_a_block = cache.accumulated_resid(7, apply_ln=True)
+    gain = cache.weights["blocks.7.ln1.weight"].dequantize()
+    np.testing.assert_allclose(to_a_block[-1], cache["normalized", 7, "ln1"] * gain, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(to_a_block[2], cache["resid_pre", 2] / cache["scale", 7, "ln1"] * gain, rtol=1e-6)

@@ -19,7 +19,7 @@ from vitral.formats.weights import Weights
 from vitral.lens.results import RESULT
 from vitral.lens.rounding import rounded, rows_of
 from vitral.lens.weights import WeightView
-from vitral.model.law import F32, Quantised
+from vitral.model.law import F32, Quantised, rms_scale
 from vitral.model.spec import ModelSpec
 
 __all__ = ["ActivationCache"]
@@ -101,7 +101,9 @@ class ActivationCache(Mapping[str, Array]):
     ) -> F32 | tuple[F32, list[str]]:
         """The residual stream before each block up to `layer`, and at the end: (n, T, C).
 
-        layer: None or -1 for all blocks and the final stream. incl_mid: also between attention and MLP.
+        layer: None or -1 for all blocks and the final stream. incl_mid: also between attention and MLP. apply_ln: to the
+        end, each stream goes through the last norm with its own scale, which is the logit lens; to a block, all over
+        the scale that the run had there.
         """
         last = self._layer(layer)
         labels, parts = [], []
@@ -114,7 +116,10 @@ class ActivationCache(Mapping[str, Array]):
         if last == self.spec.n_layers:
             labels.append("final_post")
             parts.append(self["resid_post", last - 1])
-        return self._stacked(parts, labels, layer, apply_ln, return_labels)
+        stack = np.stack(parts)
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, layer, recompute_ln=last == self.spec.n_layers)
+        return (stack, labels) if return_labels else stack
 
     def decompose_resid(
         self,
@@ -180,15 +185,19 @@ class ActivationCache(Mapping[str, Array]):
             parts, labels = self._with_remainder(parts, labels, layer)
         return self._stacked(parts, labels, layer, apply_ln, return_labels)
 
-    def apply_ln_to_stack(self, residual_stack: F32, layer: int | None = None, mlp_input: bool = False) -> F32:
+    def apply_ln_to_stack(
+        self, residual_stack: F32, layer: int | None = None, mlp_input: bool = False, recompute_ln: bool = False
+    ) -> F32:
         """Components (n, T, C) over the scale that the whole stream has, times the gain: they still add up.
 
-        layer: the block whose norm it is (its second with mlp_input); None or -1 for the last norm.
+        layer: the block whose norm it is (its second with mlp_input); None or -1 for the last norm. recompute_ln:
+        over the scale of each component itself, as if it were the whole stream; they do not add up then.
         """
         at = self._layer(layer)
         name = "ln_final" if at == self.spec.n_layers else f"blocks.{at}.ln{2 if mlp_input else 1}"
         gain = self._weights()[f"{name}.weight"].dequantize()
-        return np.asarray(residual_stack / self[f"{name}.hook_scale"] * gain)
+        own = rms_scale(residual_stack, self.spec.norm_eps) if recompute_ln else self[f"{name}.hook_scale"]
+        return np.asarray(residual_stack / own * gain)
 
     def logit_attrs(
         self,
