@@ -49,7 +49,7 @@ LIGHT_AXES = {
 
 def light_watches(spec: ModelSpec, since: int = 0) -> list[Watch]:
     """What a request has to watch for the light set, from position `since` on."""
-    names = ["blocks.*.hook_resid_post", "blocks.*.attn.hook_z", _SCALE]
+    names = [*_streams(spec), "blocks.*.attn.hook_z", _SCALE]
     if spec.moe is not None:
         names += ["blocks.*.mlp.hook_router_logits", "blocks.*.mlp.hook_expert_weights_topk"]
         names += ["blocks.*.mlp.hook_expert_indices"]
@@ -127,11 +127,12 @@ class LightSet:
     def _piece(self, seen: Readings, positions: NDArray[np.int64], ids: Sequence[int]) -> Light:
         targets = np.asarray(ids, np.int64)[positions + 1]
         n, L = len(positions), self._spec.n_layers
-        directions = self._unembedding.directions(targets, seen[_SCALE].values[:n])  # (N, C)
+        rows = self._unembedding.rows(targets)  # (N, C)
+        directions = np.asarray(rows * self._unembedding.gain / seen[_SCALE].values[:n], np.float32)
         lens = np.empty((L, n), np.float32)
         heads = np.empty((L, self._spec.n_heads, n), np.float32)
-        for i in range(L):
-            lens[i] = self._unembedding.logit_of(seen[f"blocks.{i}.hook_resid_post"].values[:n], targets)
+        for i, stream in enumerate(_streams(self._spec)):
+            lens[i] = self._unembedding.along(seen[stream].values[:n], rows)
             z = seen[f"blocks.{i}.attn.hook_z"].values[:n]
             heads[i] = heads_toward(self._forward, self._weights, i, z, directions)
         keys, attention = [], []
@@ -150,6 +151,11 @@ class LightSet:
 
         ordered = -np.sort(-stacked("router_logits"), axis=-1)
         return stacked("expert_indices"), stacked("expert_weights_topk"), ordered[..., k - 1] - ordered[..., k]
+
+
+def _streams(spec: ModelSpec) -> list[str]:
+    """The residual stream after each block, over its scale: the next norm has computed it."""
+    return [*(f"blocks.{i}.ln1.hook_normalized" for i in range(1, spec.n_layers)), "ln_final.hook_normalized"]
 
 
 def _to_width(rows: Array, nothing: float) -> Array:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from vitral.formats.quants import decode
 from vitral.formats.weights import Tensor
-from vitral.model.law import F32, Quantised, quantise_rows
+from vitral.model.law import F32, Quantised
 
 __all__ = ["is_quantised", "rounded", "rows_of"]
 
@@ -29,5 +29,7 @@ def rounded(x: F32) -> F32:
     >>> rounded(np.linspace(-1, 1, 32, dtype=np.float32)[None])[0, 0]
     np.float32(-1.0)
     """
-    codes, scales = quantise_rows(x)
+    from vitral.native import quantise_rows  # the law's bits
+
+    codes, scales = quantise_rows(np.ascontiguousarray(x, np.float32))
     return codes.astype(np.float32) * np.repeat(scales, codes.shape[-1] // scales.shape[-1], axis=-1)

@@ -74,8 +74,11 @@ class Unembedding:
 
     def read(self, h: F32) -> F32:
         """Residual rows after the final norm and gain, (T, C): what the unembedding is given."""
-        scale = law.rms_scale(h, self.spec.norm_eps)
-        return np.asarray(h * (np.float32(1) / scale) * self.gain, np.float32)
+        return np.asarray(self.normalized(h) * self.gain, np.float32)
+
+    def normalized(self, h: F32) -> F32:
+        """Residual rows over their scale, before the gain."""
+        return np.asarray(h * (np.float32(1) / law.rms_scale(h, self.spec.norm_eps)), np.float32)
 
     def multiplied(self, x: F32) -> F32:
         """What `read` gives as it is multiplied: rounded to eight bits if the matrix is quantised."""
@@ -98,7 +101,12 @@ class Unembedding:
 
     def logit_of(self, h: F32, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float64]:
         """Of each residual row (n, C) the logit of its own id, (n,), from the rows of the matrix that it takes."""
-        return np.asarray(np.einsum("nc,nc->n", self.multiplied(self.read(h)), self.rows(ids), dtype=np.float64))
+        return self.along(self.normalized(h), self.rows(ids))
+
+    def along(self, h: F32, rows: F32) -> NDArray[np.float64]:
+        """The same of rows (n, C) over their scale, as `hook_normalized` shows them, for unembedding vectors (n, C)."""
+        x = self.multiplied(np.asarray(h * self.gain, np.float32))
+        return np.asarray(np.einsum("nc,nc->n", x, rows, dtype=np.float64))
 
     def rounding(self, h: F32, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float64]:
         """What rounding adds to the same logits, (n,): zero where the matrix is not quantised."""
