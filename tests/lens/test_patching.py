@@ -88,9 +88,15 @@ def test_attribution_patching_is_exact_where_the_model_is_linear() -> None:
         slope[-1] = u[5] - u[9]
         return dict.fromkeys(names, slope)
 
-    found = attribution_patching(glass, CLEAN, CORRUPT, ["unembed.hook_in"], gradients)["unembed.hook_in"]
+    names = ["unembed.hook_in"]
+    found = attribution_patching(glass, CLEAN, CORRUPT, names, gradients, n_random=50)["unembed.hook_in"]
     gap = METRIC(glass.logits(CLEAN)) - METRIC(glass.logits(CORRUPT))
-    assert found.sum() == pytest.approx(gap, abs=1e-4)
+    assert found.effect.sum() == pytest.approx(gap, abs=1e-4)
+    assert found.random is not None
+    assert found.random.n == 50
+    assert abs(found.random.mean) < abs(gap) / 2
+    assert found.random.low < 0 < found.random.high  # a random direction leans to neither side
+    assert attribution_patching(glass, CLEAN, CORRUPT, names, gradients)["unembed.hook_in"].random is None
 
 
 def test_prompts_that_cannot_be_compared_are_refused() -> None:

@@ -15,7 +15,7 @@ from vitral.lens.drift import Drift, drift
 from vitral.lens.glass import Glass, open_glass
 from vitral.lens.knock_out import edits_without, load_without, without
 from vitral.lens.logit_lens import LogitLens, commitment_layer, lens_logits, logit_lens, read_translator, target_lens
-from vitral.lens.patching import Patch, Site, attribution_patching, logit_difference, patch, path_patch
+from vitral.lens.patching import Estimate, Patch, Site, attribution_patching, logit_difference, patch, path_patch
 from vitral.lens.routing import (
     agreement,
     coactivation,
@@ -34,6 +34,7 @@ __all__ = [
     "Attribution",
     "CopyScore",
     "Drift",
+    "Estimate",
     "Glass",
     "HeadScores",
     "Interval",

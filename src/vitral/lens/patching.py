@@ -19,7 +19,17 @@ from vitral.lens.glass import Edit, Glass, Values
 from vitral.lens.statistics import Interval, bootstrap
 from vitral.model.law import F32
 
-__all__ = ["Gradients", "Metric", "Patch", "Site", "attribution_patching", "logit_difference", "patch", "path_patch"]
+__all__ = [
+    "Estimate",
+    "Gradients",
+    "Metric",
+    "Patch",
+    "Site",
+    "attribution_patching",
+    "logit_difference",
+    "patch",
+    "path_patch",
+]
 
 Metric = Callable[[F32], float]
 Gradients = Callable[[Sequence[int], Sequence[str]], Mapping[str, NDArray[np.floating]]]
@@ -52,6 +62,17 @@ class Patch(Finding):
     clean: float
     corrupt: float
     placebo: float
+    random: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate(Finding):
+    """What patching a value would do to the metric, to first order: (T,), one number for each token.
+
+    random: the interval of what random controls would do, over all tokens together.
+    """
+
+    effect: F32
     random: Interval | None
 
 
@@ -152,22 +173,39 @@ def path_patch(
 
 
 def attribution_patching(
-    glass: Glass, clean: Sequence[int], corrupt: Sequence[int], names: Sequence[str], gradients: Gradients
-) -> dict[str, F32]:
+    glass: Glass,
+    clean: Sequence[int],
+    corrupt: Sequence[int],
+    names: Sequence[str],
+    gradients: Gradients,
+    *,
+    n_random: int = 0,
+    seed: int = 0,
+) -> dict[str, Estimate]:
     """First-order estimate of patching every value at once: (clean - corrupt) * dm/da at the corrupt run.
 
-    One number for each token of each value, (T,), the rest summed. arXiv 2403.00745 (AtP*). `gradients` comes
-    from a differentiable pass, such as that of the extra `tune`; lenses themselves have none.
+    arXiv 2403.00745 (AtP*). `gradients` comes from a differentiable pass, such as that of the extra `tune`; lenses
+    themselves have none. Random controls move each value as far in a random direction; they cost no run. The
+    placebo of a linear estimate is 0 by its form, so there is none: `patch` says how far the estimate is right.
     Raises RequestError where a gradient has another shape than its value.
     """
     from_clean, from_corrupt = _both(glass, clean, corrupt, names)
     slopes = gradients(corrupt, names)
+    rng = np.random.default_rng(seed)
     found = {}
     for name in names:
-        step = np.asarray(from_clean[name], np.float32) - np.asarray(from_corrupt[name], np.float32)
+        before = np.asarray(from_corrupt[name], np.float32)
+        step = np.asarray(from_clean[name], np.float32) - before
         if name not in slopes or slopes[name].shape != step.shape:
             raise RequestError(f"the gradient of {name} is missing or not of shape {step.shape}")
-        found[name] = (step * slopes[name]).reshape(len(step), -1).sum(axis=-1)
+        slope = slopes[name]
+        draws = [
+            np.asarray(_random_like(Site(name), from_clean, from_corrupt, rng), np.float32) - before
+            for _ in range(n_random)
+        ]
+        random = [float((draw * slope).sum(dtype=np.float64)) for draw in draws]
+        each = (step * slope).reshape(len(step), -1).sum(axis=-1)
+        found[name] = Estimate(each, bootstrap(random, seed=seed) if random else None)
     return found
 
 
