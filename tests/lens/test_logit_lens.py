@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.lens.models import glass_of
-from vitral.errors import FormatError, TensorMismatch
+from vitral.errors import FormatError, TensorMismatch, UnsafeFile
 from vitral.lens import commitment_layer, lens_logits, logit_lens, read_translator, target_lens
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -58,6 +58,25 @@ def test_a_tuned_lens_of_zeros_changes_nothing_and_a_jacobian_maps(tmp_path: Pat
     h = values["blocks.0.hook_resid_post"]
     seen = target_lens(values, glass.weights, [5], jacobian)[1]
     np.testing.assert_allclose(seen, lens_logits(glass.weights, h @ matrix.T)[:, [5]], atol=1e-4)
+
+
+def test_a_tuned_lens_is_read_as_tuned_lens_saves_it(tmp_path: Path) -> None:
+    """The state dict of its list of `nn.Linear`, one for each layer, in `params.pt`."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
+    glass = glass_of("llama-2")
+    values = glass.run(IDS)
+    dim = glass.spec.dim
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList(torch.nn.Linear(dim, dim) for _ in range(glass.spec.n_layers))
+    torch.save(layers.state_dict(), tmp_path / "params.pt")
+    found = read_translator(tmp_path / "params.pt", glass.weights, "tuned")
+    h = np.asarray(values["blocks.0.hook_resid_post"], np.float32)
+    with torch.no_grad():
+        wanted = torch.tensor(h) + layers[1](torch.tensor(h))
+    np.testing.assert_allclose(found(1, h), wanted.numpy(), atol=1e-5)
+    torch.save({"0.weight": torch.zeros(dim, dim), "note": print}, tmp_path / "hostile.pt")
+    with pytest.raises((UnsafeFile, FormatError)):
+        read_translator(tmp_path / "hostile.pt", glass.weights, "tuned")
 
 
 def test_a_lens_of_another_model_is_refused(tmp_path: Path) -> None:

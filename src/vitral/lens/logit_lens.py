@@ -123,11 +123,13 @@ def commitment_layer(ranks: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def read_translator(path: Path, weights: WeightView, kind: str) -> Translator:
-    """A published lens from a safetensors file: `kind` is "tuned" or "jacobian".
+    """A published lens from a safetensors file, or a `.pt` of torch such as tuned-lens' `params.pt`, of tensors alone.
 
-    Tensors `<layer>.weight` (C, C) and, tuned alone, `<layer>.bias` (C,). A tuned lens stores what is
-    added to the identity; layer l reads what stands after l blocks. Raises FormatError for other names.
+    kind: "tuned" or "jacobian". Tensors `<layer>.weight` (C, C) and, tuned alone, `<layer>.bias` (C,). A tuned lens stores what is
+    added to the identity; layer l reads what stands after l blocks. Raises FormatError for other names, UnsafeFile
+    for a pickle that holds more than tensors.
     """
+    from vitral.formats.pickle import read_torch
     from vitral.formats.safetensors import read_safetensors
 
     if kind not in ("tuned", "jacobian"):
@@ -135,7 +137,8 @@ def read_translator(path: Path, weights: WeightView, kind: str) -> Translator:
     dim, n_layers = weights.spec.dim, weights.spec.n_layers
     matrices: dict[int, F32] = {}
     biases: dict[int, F32] = {}
-    for name, tensor in read_safetensors(path).items():
+    tensors = read_torch(path).tensors if path.suffix in (".pt", ".pth") else read_safetensors(path)
+    for name, tensor in tensors.items():
         layer, _, what = name.partition(".")
         if not layer.isdecimal() or int(layer) >= n_layers or what not in ("weight", "bias")[: 1 + (kind == "tuned")]:
             raise FormatError(f"{path}: tensor {name!r}; a {kind} lens has <layer>.weight for layers below {n_layers}")
