@@ -85,16 +85,18 @@ def logit_lens(values: Values, weights: WeightView, *, top: int = 5, translator:
         return weights.unembedding.logits(h)
 
     final = log_softmax(read(spec.n_layers))  # (T, V)
+    likely = np.exp(final)
     best = final.argmax(axis=-1)  # (T,)
     ids, probabilities, entropy, kl, ranks = [], [], [], [], []
     for layer in range(spec.n_layers + 1):
         logits = read(layer)
         p = log_softmax(logits)
+        probability = np.exp(p)
         order = top_rows(logits, top).astype(np.int64)
         ids.append(order)
-        probabilities.append(np.exp(np.take_along_axis(p, order, axis=-1)))
-        entropy.append(-(np.exp(p) * p).sum(axis=-1))
-        kl.append((np.exp(final) * (final - p)).sum(axis=-1))
+        probabilities.append(np.take_along_axis(probability, order, axis=-1))
+        entropy.append(-np.einsum("tv,tv->t", probability, p))
+        kl.append(np.einsum("tv,tv->t", likely, final - p))
         ranks.append(1 + (p > np.take_along_axis(p, best[:, None], axis=-1)).sum(axis=-1))
     return LogitLens(np.stack(ids), np.stack(probabilities), np.stack(entropy), np.stack(kl), np.stack(ranks))
 
