@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import vitral
+from vitral.cli.inspect_screen import show
 from vitral.engine.interventions import Intervention
 from vitral.errors import RequestError
 from vitral.lens.inspect import inspect
@@ -79,3 +80,18 @@ def test_no_token_ends_the_element_that_holds_the_document() -> None:
     assert "<img" not in text
     inside = text.split('id="document">')[1].split("</script>")[0]
     assert json.loads(inside) == hostile
+
+
+def test_the_terminal_names_the_rounding_of_activations(
+    stories: Any, smollm2: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(model: Any, text: str) -> str:
+        document = inspect(model, model.tokenizer.encode(text))
+        show(document)
+        line = next(x for x in capsys.readouterr().out.splitlines() if "rounding of activations" in x)
+        assert f"{document['run']['attribution']['rounding'][-1]:+.3f}" in line
+        return line
+
+    assert "the weights are floats" in shown(stories, "Once upon a time")
+    with vitral.load(smollm2, threads=1, context_length=64) as model:
+        assert "the weights are floats" not in shown(model, "The capital of France is")

@@ -96,6 +96,8 @@ def _attribution(document: Mapping[str, Any]) -> Table:
     for name, value in largest:
         bar = Text("█" * max(1, round(abs(value) / most * 24)), "cyan" if value > 0 else "yellow")
         grid.add_row(name, f"{value:+.3f}", bar)
+    rounding = found["rounding"][-1]
+    grid.add_row("rounding of activations", f"{rounding:+.3f}", "" if rounding else "none: the weights are floats")
     return grid
 
 
