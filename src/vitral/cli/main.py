@@ -8,6 +8,7 @@ file), 2 the caller must put something right,
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -91,6 +92,7 @@ def _options(
 
 def main() -> None:
     """Run a command and end the process with its exit code."""
+    gc.set_threshold(100_000, 50, 50)  # a start makes many objects and no garbage: 40 ms of 0.7 s
     sys.exit(_code(sys.argv[1:]))
 
 
