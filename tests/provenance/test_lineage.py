@@ -13,7 +13,7 @@ from vitral.conversion import convert
 from vitral.errors import FormatError
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.gguf_write import write_gguf
-from vitral.provenance.lineage import KEY, lineage_metadata, read_lineage, steps_in
+from vitral.provenance.lineage import KEY, licence_of, lineage_metadata, read_lineage, steps_in
 
 
 def test_steps_are_kept_from_layout_to_layout(tmp_path: Path) -> None:
@@ -26,6 +26,7 @@ def test_steps_are_kept_from_layout_to_layout(tmp_path: Path) -> None:
     assert steps[0].base[0]["weights"] == first.weights.digest()
     assert steps[1].base[0]["weights"] == open_checkpoint(tmp_path / "b.gguf").weights.digest()
     assert all(step.tool.startswith("vitral ") for step in steps)
+    assert licence_of(open_checkpoint(tmp_path / "c")) == licence_of(first) == "mrl", "the card's licence comes along"
     assert read_lineage(first) == ()
 
 

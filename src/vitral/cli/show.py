@@ -27,7 +27,7 @@ def show(
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.formats.metadata_text import first_text
     from vitral.model.arithmetic import kv_bytes, parameters
-    from vitral.provenance.lineage import read_lineage
+    from vitral.provenance.lineage import licence_of, read_lineage
 
     path = hub.admitted(model)
     checkpoint = open_checkpoint(path)
@@ -38,7 +38,7 @@ def show(
     found: dict[str, Any] = {
         "path": str(path),
         "layout": checkpoint.layout,
-        "licence_tag": first_text(checkpoint.metadata, "general.license", "license"),
+        "licence_tag": licence_of(checkpoint) or None,
         "spec": asdict(spec),
         "parameters": {"total": count.total, "active": count.active, **asdict(count)},
         "weight_types": dict(types),
@@ -63,10 +63,12 @@ def show(
     }
     if digest:
         rows["digest"] = found["digest"]
-    for step in steps:
+    for number, step in enumerate(steps, 1):
         bases = ", ".join(f"{base.get('name')} (weights {base.get('weights', 'unknown')[:16]})" for base in step.base)
         how = ", ".join(f"{key} {value}" for key, value in step.parameters.items())
-        rows[step.operation] = f"from {bases} by {step.tool}: {how}"
+        data = ", ".join(f"{each.get('name')} ({each.get('licence', 'licence not known')})" for each in step.data)
+        name = f"{number}. {step.operation}" if len(steps) > 1 else step.operation
+        rows[name] = f"from {bases} by {step.tool}: {how}" + (f"; on {data}" if data else "")
     moe = f"{spec.moe.n_experts_per_token} of {spec.moe.n_experts} experts" if spec.moe else "dense"
     if spec.moe and spec.moe.n_leading_dense:
         moe += f", the first {spec.moe.n_leading_dense} dense"

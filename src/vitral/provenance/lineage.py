@@ -130,7 +130,9 @@ def _parent(checkpoint: Checkpoint, digest: str | None) -> dict[str, str]:
 
 def licence_of(checkpoint: Checkpoint) -> str:
     """What a model says of its licence: in its own keys, on its card, or by the LICENSE beside it; "" for nothing."""
-    return first_text(checkpoint.metadata, "general.license", "license") or licence_beside(checkpoint.path)
+    notes = read_notes(checkpoint.path) if checkpoint.layout == "safetensors" else {}
+    keys = ("general.license", "license")
+    return first_text(checkpoint.metadata, *keys) or first_text(notes, *keys) or licence_beside(checkpoint.path)
 
 
 def licence_beside(path: Path) -> str:
