@@ -7,18 +7,37 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_vocabulary_is_taught_in_short(tiny_chat: Path, tmp_path: Path) -> None:
+def run_example(name: str, *arguments: object) -> dict[str, Any]:
+    """What an example prints at its end."""
     path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, ROOT / "examples/teach_vocabulary.py", tmp_path, "--short", "--base", tiny_chat]
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": path}
-    )
+        [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)],
+        capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout[done.stdout.index("{\n") :])
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{\n") :])
+    return found
+
+
+def test_portuguese_is_taught_in_short(tiny_chat: Path, tmp_path: Path) -> None:
+    found = run_example("answer_in_portuguese.py", tmp_path, "--short", "--base", tiny_chat)
+    assert found["test loss"][1] < found["test loss"][0]
+    assert (found["questions"], found["answered in Portuguese after"]) == (1, 0)
+
+
+def test_a_tone_is_preferred_in_short(tiny_chat: Path, tmp_path: Path) -> None:
+    found = run_example("prefer_a_tone.py", tmp_path, "--short", "--base", tiny_chat)
+    assert found["margin, nats times beta"][0] == 0 < found["margin, nats times beta"][1]
+    assert found["test loss"][1] < found["test loss"][0]
+
+
+def test_the_vocabulary_is_taught_in_short(tiny_chat: Path, tmp_path: Path) -> None:
+    found = run_example("teach_vocabulary.py", tmp_path, "--short", "--base", tiny_chat)
     assert found["recalled after"] == "0 of 2"
     assert found["share kept by Q8_0"] > 0.5
 
@@ -26,14 +45,10 @@ def test_the_vocabulary_is_taught_in_short(tiny_chat: Path, tmp_path: Path) -> N
 def test_a_mixture_is_made_from_two_domains_in_short(tiny_chat: Path, tmp_path: Path) -> None:
     (tmp_path / "birds.txt").write_text("The heron waits by the weir and does not move for a quarter of an hour. " * 30)
     (tmp_path / "ledger.txt").write_text("Carried forward 1,204.50; paid to A. Brandt 88.00; due 17 March.\n" * 30)
-    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, ROOT / "examples/experts_from_domains.py", tmp_path / "out", "--base", tiny_chat, "--steps", "3",
-               "--router-steps", "2", "--rows", "4", "--domain", tmp_path / "birds.txt", "--domain", tmp_path / "ledger.txt"]  # fmt: skip
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout[done.stdout.index("{\n") :])
+    found = run_example(
+        "experts_from_domains.py", tmp_path / "out", "--base", tiny_chat, "--steps", 3, "--router-steps", 2, "--rows", 4,
+        "--domain", tmp_path / "birds.txt", "--domain", tmp_path / "ledger.txt",
+    )  # fmt: skip
     losses = found["loss, and half of its 95 % interval"]
     assert set(losses) == {"base", "dense control", "mixture"}
     assert all(x["information"] >= 0 for x in found["routing"])
