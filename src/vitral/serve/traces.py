@@ -30,6 +30,7 @@ OPERATIONS = {
     "/v1/responses": "chat",
     "/v1/messages": "chat",
     "/v1/completions": "text_completion",
+    "/v1/inspect": "text_completion",
     "/v1/embeddings": "embeddings",
     "/v1/score": "score",
     "/v1/rerank": "rerank",
