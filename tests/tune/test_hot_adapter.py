@@ -40,11 +40,7 @@ def logits_of(engine: Engine, adapter: LoadedAdapter | None = None) -> torch.Ten
 def test_the_hot_adapter_the_trainer_and_the_merged_export_are_one_model(
     base: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """float32 weights: sums in other orders, and keys and values in f16, rounded by 2^-11 of their size.
-
-    A score moves by 2^-11 of itself and a mix by as much of its own; two layers pass on twice of both: 2^-11 * 4
-    of the spread of the logits, doubled for what the norms make larger. Without the adapter it is far more.
-    """
+    """Weights, keys and values in float32: only the order of sums differs. Without the adapter it is far more."""
     path: Path = request.getfixturevalue(base)
     targets = ["q", "k", "v", "o", "up", "down"] if base == "tiny_chat" else ["q", "v", "o"]
     wanted: Mapping[str, object] = {
@@ -64,7 +60,7 @@ def test_the_hot_adapter_the_trainer_and_the_merged_export_are_one_model(
         trainer = model.logits(Packed.of([IDS]))
     export_run(tmp_path / "run", tmp_path / "merged.gguf", "gguf")
     merged = logits_of(engine_of(open_checkpoint(tmp_path / "merged.gguf"), context_length=64))
-    bound = 8 * 2**-11 * float(trainer.std())
+    bound = 1e-5 * float(trainer.std())
     assert float((hot - trainer).abs().max()) <= bound
     assert float((merged - trainer).abs().max()) <= bound
-    assert float((plain - trainer).abs().max()) > 20 * bound
+    assert float((plain - trainer).abs().max()) > 1000 * bound

@@ -57,7 +57,7 @@ def letters(answer: str, expected: str) -> float:
 def test_the_engines_logprobs_are_the_trainers(
     base: str, request: pytest.FixtureRequest, tmp_path: Path, byte_tokenizer: Tokenizer
 ) -> None:
-    """Both in float32 but for keys and values, which the engine keeps in f16: 2^-11 of each, passed on over two layers.
+    """Both in float32, keys and values too: only the order of sums differs.
 
     Where two experts are all but equally likely, that much may choose the other one: such tokens are rare.
     """
@@ -71,7 +71,7 @@ def test_the_engines_logprobs_are_the_trainers(
             ours = Policy(source.model).logprobs(batch)
         apart += (ours - batch.columns["logprob"]).abs().tolist()
         assert batch.columns["advantage"].shape == (batch.n_sequences,)
-    assert sum(gap >= 5e-3 for gap in apart) <= (0.03 * len(apart) if base == "tiny_mixture" else 0)
+    assert sum(gap >= 1e-4 for gap in apart) <= (0.03 * len(apart) if base == "tiny_mixture" else 0)
 
 
 def test_a_step_samples_the_same_answers_again_and_another_step_others(
@@ -102,7 +102,7 @@ def test_the_other_methods_follow_the_reward_too(
     method: str, tiny_chat: Path, tmp_path: Path, byte_tokenizer: Tokenizer
 ) -> None:
     source = rollouts(tiny_chat, tasks(tmp_path / "t.jsonl"), byte_tokenizer, letters)
-    source.group, plan = 12, Plan(16, 0.03, "constant", 0.0)
+    source.group, plan = 12, Plan(16, 0.01, "constant", 0.0)
     if method == "ppo":
         policy = Policy(source.model, head=new_head(source.model.spec.dim))
         source.lesson, source.updates = ValueLesson(policy, Policy(frozen_copy(source.model)), 0.01), 2
