@@ -11,6 +11,12 @@
 #include <cstring>
 #endif
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace vitral {
 namespace scalar { void fill_table(Kernels&); }
 #if defined(VITRAL_HAS_AMX)
@@ -19,6 +25,9 @@ namespace amx { void fill_table(Kernels&); }
 #if defined(__x86_64__)
 namespace avx2 { void fill_table(Kernels&); }
 namespace avx512vnni { void fill_table(Kernels&); }
+#elif defined(__aarch64__)
+namespace neon { void fill_table(Kernels&); }
+namespace i8mm { void fill_table(Kernels&); }
 #endif
 namespace {
 
@@ -44,6 +53,24 @@ IsaState detect_amx(bool avx512) {
 }
 #endif
 
+#if defined(__aarch64__)
+#if defined(__linux__)
+// Bits of Linux's arch/arm64/include/uapi/asm/hwcap.h; older C libraries lack the second name.
+bool has_dot_products() { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; }    // HWCAP_ASIMDDP
+bool has_byte_matrices() { return (getauxval(AT_HWCAP2) >> 13 & 1) != 0; }  // HWCAP2_I8MM
+#elif defined(__APPLE__)
+bool has_feature(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool has_dot_products() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+bool has_byte_matrices() { return has_feature("hw.optional.arm.FEAT_I8MM"); }
+#else
+#error "say here how this operating system tells which instructions the CPU has"
+#endif
+#endif
+
 std::vector<IsaState> detect() {
   std::vector<IsaState> found{{"scalar", true, "runs everywhere"}};
 #if defined(__x86_64__)
@@ -64,6 +91,13 @@ std::vector<IsaState> detect() {
 #if defined(VITRAL_HAS_AMX)
   found.push_back(detect_amx(lack.empty()));
 #endif
+#elif defined(__aarch64__)
+  const char* names[] = {"DotProd", "I8MM"};
+  const bool has[] = {has_dot_products(), has_byte_matrices()};
+  std::string lack = missing(names, has, 1);
+  found.push_back({"neon", lack.empty(), lack.empty() ? "NEON, DotProd" : lack});
+  lack = missing(names, has, 2);
+  found.push_back({"i8mm", lack.empty(), lack.empty() ? "NEON, DotProd, I8MM" : lack});
 #endif
   return found;
 }
@@ -85,6 +119,9 @@ const Kernels& kernels_for(const std::string& name) {
 #if defined(__x86_64__)
       if (instruction_sets()[i].name == "avx2") avx2::fill_table(made[i]);
       if (instruction_sets()[i].name == "avx512vnni") avx512vnni::fill_table(made[i]);
+#elif defined(__aarch64__)
+      if (instruction_sets()[i].name == "neon") neon::fill_table(made[i]);
+      if (instruction_sets()[i].name == "i8mm") i8mm::fill_table(made[i]);
 #endif
 #if defined(VITRAL_HAS_AMX)
       if (instruction_sets()[i].name == "amx") amx::fill_table(made[i]);

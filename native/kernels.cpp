@@ -12,6 +12,12 @@
 #elif defined(VITRAL_ISA_AMX)
 #define VITRAL_ISA amx
 #include "isa/amx.h"
+#elif defined(VITRAL_ISA_NEON)
+#define VITRAL_ISA neon
+#include "isa/neon.h"
+#elif defined(VITRAL_ISA_I8MM)
+#define VITRAL_ISA i8mm
+#include "isa/neon.h"
 #endif
 
 namespace vitral::VITRAL_ISA {
