@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -14,30 +13,37 @@ ROOT = Path(__file__).parents[2]
 
 
 class Copy:
-    """The project in a folder of its own, with a Python that imports nothing of Vitral from elsewhere."""
+    """The project in a folder of its own, with a Python that imports nothing of Vitral from elsewhere.
 
-    def __init__(self, folder: Path) -> None:
+    `python` is an interpreter that has numpy, nanobind and pytest: one of another architecture, with `options`
+    that let cmake compile for it; without it this one, in an environment of its own.
+    """
+
+    def __init__(self, folder: Path, python: Path | None = None, options: tuple[str, ...] = ()) -> None:
         self.folder = folder
+        self.options = options
         for name in ("native", "src", "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_core*.so"))
         shutil.copy(ROOT / "pyproject.toml", folder)
+        self.python = python or self._environment()
+
+    def _environment(self) -> Path:
+        folder = self.folder
         venv.create(folder / "venv", with_pip=False)
-        self.python = folder / "venv" / "bin" / "python"
         [site] = (folder / "venv" / "lib").glob("python*/site-packages")
         paths = [str(folder / "src"), *dict.fromkeys(p for p in sys.path if p.endswith("site-packages"))]
         (site / "libraries.pth").write_text("\n".join(paths) + "\n")
+        return folder / "venv" / "bin" / "python"
 
     def build(self) -> None:
         """Compile what changed and put the extension where it is imported from."""
         build = self.folder / "build"
         if not build.exists():
-            python = f"-DPython_EXECUTABLE={self.python}"
-            _quietly(
-                "cmake", "-S", "native", "-B", "build", "-GNinja", python, "-DCMAKE_BUILD_TYPE=Release", at=self.folder
-            )
+            options = (f"-DPython_EXECUTABLE={self.python}", "-DCMAKE_BUILD_TYPE=Release", *self.options)
+            _quietly("cmake", "-S", "native", "-B", "build", "-GNinja", *options, at=self.folder)
         _quietly("ninja", "-C", "build", at=self.folder)
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        shutil.copy(build / f"_core{suffix}", self.folder / "src" / "vitral" / "native")
+        [module] = build.glob("_core*.so")
+        shutil.copy(module, self.folder / "src" / "vitral" / "native")
 
     def passes(self, *tests: str) -> bool:
         """Whether these tests pass; anything but pass and fail is an error."""

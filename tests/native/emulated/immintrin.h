@@ -76,6 +76,36 @@ inline void dpbssd(int dst, int a, int b) {
       }
 }
 
+inline float from_bf16(const uint8_t* p) {
+  uint16_t half;
+  std::memcpy(&half, p, 2);
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+// dst[m][n] += the sum of two chains of fma from zero, over the even places of a[m] and b and over the odd
+// (law.py, `pair_products`).
+[[gnu::noinline]] inline void add_pairs(int dst, int a, int b) {
+  for (int m = 0; m < config.rows[dst]; ++m)
+    for (int n = 0; n < config.colsb[dst] / 4; ++n) {
+      float chain[2] = {0, 0}, sum;
+      for (int k = 0; k < config.colsb[a] / 4; ++k)
+        for (int odd = 0; odd < 2; ++odd)
+          chain[odd] = __builtin_fmaf(from_bf16(&tiles[a][m][4 * k + 2 * odd]), from_bf16(&tiles[b][k][4 * n + 2 * odd]), chain[odd]);
+      std::memcpy(&sum, &tiles[dst][m][4 * n], 4);
+      sum += chain[0] + chain[1];
+      std::memcpy(&tiles[dst][m][4 * n], &sum, 4);
+    }
+}
+// TDPBF16PS takes subnormal numbers as zero, whatever the mode, and gives none.
+inline void dpbf16ps(int dst, int a, int b) {
+  const unsigned mode = _mm_getcsr();
+  _mm_setcsr(mode | 0x8040);
+  add_pairs(dst, a, b);
+  _mm_setcsr(mode);
+}
+
 }  // namespace emulated
 
 #undef _mm512_cvtps_epi32
@@ -108,5 +138,7 @@ inline void dpbssd(int dst, int a, int b) {
 #define _tile_stored(t, p, stride) emulated::stored(t, p, stride)
 #undef _tile_dpbssd
 #define _tile_dpbssd(dst, a, b) emulated::dpbssd(dst, a, b)
+#undef _tile_dpbf16ps
+#define _tile_dpbf16ps(dst, a, b) emulated::dpbf16ps(dst, a, b)
 #undef _tile_release
 #define _tile_release() static_cast<void>(0)
