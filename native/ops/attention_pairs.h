@@ -24,8 +24,18 @@ inline const uint8_t* value_pairs(const KvView& c, int64_t position) {
   return c.values + c.pages[position / c.page_size] * c.value_stride + position % c.page_size * c.head_dim * 2;
 }
 
+// x * y + z while subnormal numbers are zero. With `careful`, also where that is decided before rounding: 2^32 times
+// larger nothing is subnormal, and what is 2^-126 there is so here.
+template <bool careful>
+inline F fma_flushed(F x, F y, F z) {
+  const F r = fma(x, y, z);
+  if constexpr (!careful) return r;
+  const F up = set1(0x1p32f), large = fma(mul(x, up), y, mul(z, up)), size = abs(large);
+  return where_less(size, set1(0x1p-94f), r, where_less(size, set1(0x1.000002p-94f), mul(large, set1(0x1p-32f)), r));
+}
+
 // Products of N queries with the keys of positions [begin, end), multiples of 16, a row of results for each.
-template <int N>
+template <int N, bool careful>
 [[gnu::noinline]] void dots_of_pairs(const float* const* q, const KvView& c, int64_t begin, int64_t end, float* const* rows) {
   constexpr int B = N == 1 ? 4 : 1;  // blocks of keys at once: enough chains to hide their latency
   for (int64_t p = begin; p < end;) {
@@ -50,7 +60,7 @@ template <int N>
         for (int n = 0; n < N; ++n) {
           const F x = set1(q[n][d]), y = set1(q[n][d + 1]);
 #pragma GCC unroll 8
-          for (int b = 0; b < B; ++b) even[n][b] = fma(x, first[b], even[n][b]), odd[n][b] = fma(y, second[b], odd[n][b]);
+          for (int b = 0; b < B; ++b) even[n][b] = fma_flushed<careful>(x, first[b], even[n][b]), odd[n][b] = fma_flushed<careful>(y, second[b], odd[n][b]);
         }
       }
 #pragma GCC unroll 8
@@ -65,7 +75,7 @@ template <int N>
 }
 
 // Values of 16 * V dimensions from d on, mixed by the patterns of N queries over positions [begin, end), multiples of 32.
-template <int N, int V>
+template <int N, int V, bool careful>
 inline void mix_pairs_at(const float* const* patterns, const KvView& c, int64_t begin, int64_t end, int d, int count, float* const* z) {
   F sum[N][V];
   for (int n = 0; n < N; ++n)
@@ -85,7 +95,7 @@ inline void mix_pairs_at(const float* const* patterns, const KvView& c, int64_t 
       for (int n = 0; n < N; ++n) {
         const F x = set1(patterns[n][p - begin + i]), y = set1(patterns[n][p - begin + i + 1]);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) even[n][v] = fma(x, first[v], even[n][v]), odd[n][v] = fma(y, second[v], odd[n][v]);
+        for (int v = 0; v < V; ++v) even[n][v] = fma_flushed<careful>(x, first[v], even[n][v]), odd[n][v] = fma_flushed<careful>(y, second[v], odd[n][v]);
       }
     }
 #pragma GCC unroll 8
@@ -97,12 +107,12 @@ inline void mix_pairs_at(const float* const* patterns, const KvView& c, int64_t 
     for (int v = 0; v < V; ++v) store_some(z[n] + d + v * 16, count, add(sum[n][v], zero()));
 }
 
-template <int N>
+template <int N, bool careful>
 [[gnu::noinline]] void mix_pairs(const float* const* patterns, const KvView& c, int64_t begin, int64_t end, float* const* z) {
   constexpr int V = N == 1 ? 4 : 1;
   int d = 0;
-  for (; d + 16 * V <= c.head_dim; d += 16 * V) mix_pairs_at<N, V>(patterns, c, begin, end, d, 16, z);
-  for (; d < c.head_dim; d += 16) mix_pairs_at<N, 1>(patterns, c, begin, end, d, c.head_dim - d < 16 ? c.head_dim - d : 16, z);
+  for (; d + 16 * V <= c.head_dim; d += 16 * V) mix_pairs_at<N, V, careful>(patterns, c, begin, end, d, 16, z);
+  for (; d < c.head_dim; d += 16) mix_pairs_at<N, 1, careful>(patterns, c, begin, end, d, c.head_dim - d < 16 ? c.head_dim - d : 16, z);
 }
 
 inline const float* rounded(const float* x, int n, float* out) {
@@ -144,15 +154,15 @@ inline void attend_pairs(const float* const* q, float* const* z, const int64_t* 
     patterns[n] = rows[n] = scratch + n * (end - begin);
     queries[n] = rounded(q[n], c.head_dim, room + n * c.head_dim);
   }
-  without_subnormals([&] { dots_of_pairs<N>(queries, c, begin, end, rows); });
+  without_subnormals([&](auto how) { dots_of_pairs<N, decltype(how)::careful>(queries, c, begin, end, rows); });
   const F root = set1(root_of(c.head_dim));
   for (int n = 0; n < N; ++n) pattern_of<false>(rows[n], begin, end, first_seen(position[n], window), position[n], root);
-  without_subnormals([&] { mix_pairs<N>(patterns, c, begin, end, z); });
+  without_subnormals([&](auto how) { mix_pairs<N, decltype(how)::careful>(patterns, c, begin, end, z); });
 }
 
 inline void one_score_of_pairs(const float* q, const KvView& c, int64_t end, float* out) {
   const float* query = rounded(q, c.head_dim, reinterpret_cast<float*>(kept_queries.room(c.head_dim * 4)));
-  without_subnormals([&] { dots_of_pairs<1>(&query, c, 0, end, &out); });
+  without_subnormals([&](auto how) { dots_of_pairs<1, decltype(how)::careful>(&query, c, 0, end, &out); });
 }
 
 inline void mix_one_of_pairs(const float* pattern, const KvView& c, int64_t first, int64_t last, float* z) {
@@ -160,5 +170,5 @@ inline void mix_one_of_pairs(const float* pattern, const KvView& c, int64_t firs
   float* row = reinterpret_cast<float*>(kept_queries.room((end - begin) * 4));
   for (int64_t p = begin; p < end; ++p) row[p - begin] = p < first || p > last ? 0.0f : pattern[p];
   const float* weights = rounded(row, static_cast<int>(end - begin), row);
-  without_subnormals([&] { mix_pairs<1>(&weights, c, begin, end, &z); });
+  without_subnormals([&](auto how) { mix_pairs<1, decltype(how)::careful>(&weights, c, begin, end, &z); });
 }

@@ -11,7 +11,7 @@ from vitral.errors import SettingsError
 
 __all__ = ["ISAS", "Settings", "read_settings"]
 
-ISAS = ("scalar", "avx2", "avx512vnni", "amx")
+ISAS = ("scalar", "avx2", "avx512vnni", "amx", "neon", "i8mm")
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,3 +218,33 @@ def test_what_bfloat16_cannot_hold_stays_where_it_is(isa: str) -> None:
     before = forward("blocks.0.attn.hook_v", lost, 20)[1]
     assert np.isnan(found[20:]).all() and np.isnan(expected[20:]).all()
     assert found[:20].tobytes() == expected[:20].tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("isa", available())
+def test_what_rounds_up_to_the_smallest_normal_number_is_kept(isa: str) -> None:
+    """2^-126 less some 2^-158 is 2^-126, though ARM's own mode for subnormal numbers makes it zero before it rounds."""
+    spec, raw, weights = model("mistral-nemo", "Q8_0")
+    n, least, small = 4, np.float32(2.0**-126), -np.float32(2.0**-115)
+    keys = np.zeros((n, spec.n_kv_heads, spec.head_dim), np.float32)
+    values = np.full(keys.shape, least)
+    keys[1:], values[1:] = -30 / np.sqrt(spec.head_dim), small  # weights: 1, and exp(-30) for the others
+    new = {"rot_q": np.ones((n, spec.n_heads, spec.head_dim), np.float32), "rot_k": keys, "v": values}
+    seen: list[Any] = []
+
+    def put(name: str, value: Any) -> Any:
+        kind = name.removeprefix("blocks.0.attn.hook_")
+        if kind == "z":
+            seen.append(value.copy())
+        return new.get(kind)
+
+    def change(name: str, value: Any, sequence: int) -> None:
+        value[...] = value if (other := put(name, value)) is None else other
+
+    Reference(spec, weights, 64).forward(IDS[:n], Cache(spec, "bf16"), put)
+    native = native_model(spec, raw, isa, 2)
+    places = [np.array(x, np.int32) for x in (IDS[:n], range(n), [0] * n)]
+    names = [f"blocks.0.attn.hook_{kind}" for kind in (*new, "z")]
+    native.forward(native.new_cache(1, 32, "bf16"), *places, np.zeros((1, 1), np.int32), places[1], names, change)
+    expected, found = seen
+    assert (expected == least).all()
+    assert found.tobytes() == expected.tobytes()
