@@ -434,7 +434,7 @@ class LanguageModel:
         `on_window(done, all)` sees the progress.
 
         >>> round(model.perplexity("Lily and Ben are friends. They like to play in the park.").value, 2)
-        1.84
+        1.85
         """
         ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
         window = min(512, self.context_length) if window is None else window

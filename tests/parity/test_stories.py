@@ -21,7 +21,7 @@ def expected(data_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=[(isa, threads) for isa in available() for threads in (1, 2)])
 def model(data_dir: Path, request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
-    # A cache in f16, the default, moves a log-probability by up to 1e-4: what was computed apart has none.
+    # A cache in bfloat16, the default, moves a log-probability by up to 5e-3: what was computed apart has none.
     isa, threads = request.param
     path = data_dir / "model-stories260k" / "stories260K.bin"
     with load(path, isa=isa, threads=threads, kv_type="f32") as loaded:
@@ -57,14 +57,14 @@ def test_the_most_likely_next_tokens_are_those_expected(model: LanguageModel, ex
             assert logprob == pytest.approx(wanted, abs=1e-5)
 
 
-def test_a_cache_in_f16_tells_the_same_stories(data_dir: Path, expected: dict[str, Any]) -> None:
+def test_a_cache_in_bfloat16_tells_the_same_stories(data_dir: Path, expected: dict[str, Any]) -> None:
     with load(data_dir / "model-stories260k" / "stories260K.bin", threads=2) as model:
         for story in expected["greedy"]:
             wanted = story["generated_ids"]
             told = model.generate(ids=story["prompt_ids"], max_tokens=len(wanted), ignore_eos=True)
             assert list(told.token_ids) == wanted
         for sentence in expected["perplexity"]:
-            assert model.perplexity(sentence["text"]).mean_nll == pytest.approx(sentence["mean_nll"], abs=2e-4)
+            assert model.perplexity(sentence["text"]).mean_nll == pytest.approx(sentence["mean_nll"], abs=5e-3)
 
 
 def test_every_instruction_set_gives_the_same_logits(data_dir: Path, expected: dict[str, Any]) -> None:
