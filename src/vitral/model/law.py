@@ -212,8 +212,8 @@ def pair_products(a: F32, b: F32) -> F32:
 
     In PAIRS columns one chain of fma from zero over the even places and one over the odd, ascending;
     the two are added, and their sum to that of the columns before. Subnormal results become zero.
-    These are the bits of TDPBF16PS (Intel, "Architecture Instruction Set Extensions", chapter 3),
-    measured on 51,200 products of random numbers.
+    These are the bits of the instruction TDPBF16PS, found by measuring; on a CPU that has it
+    tests/parity/test_reference_engine.py compares them.
     """
     total = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-2]), np.float32)
     for start in range(0, a.shape[-1], PAIRS):
