@@ -34,7 +34,7 @@ def test_the_qk_circuit_gives_the_scores_of_the_forward_pass(family: str) -> Non
         for query, key in ((7, 7), (7, 2), (4, 3)):
             left, right = qk_circuit(glass.weights, 1, head, query - key)
             score = values["blocks.1.attn.hook_attn_scores"][head, query, key]
-            assert x[query] @ left @ right @ x[key] == pytest.approx(score, abs=2e-2)  # queries and keys are bfloat16
+            assert x[query] @ left @ right @ x[key] == pytest.approx(score, abs=8e-3)  # queries and keys are bfloat16
 
 
 def test_the_ov_circuit_moves_what_attention_moves() -> None:
@@ -42,7 +42,7 @@ def test_the_ov_circuit_moves_what_attention_moves() -> None:
     values = glass.run([7])  # one token attends to itself alone
     x = values["blocks.0.ln1.hook_normalized"][0].astype(float)
     moved = sum(x @ left @ right for left, right in (ov_circuit(glass.weights, 0, h) for h in range(4)))
-    np.testing.assert_allclose(moved, values["blocks.0.hook_attn_out"][0], atol=2e-2)
+    np.testing.assert_allclose(moved, values["blocks.0.hook_attn_out"][0], atol=6e-3)
 
 
 def test_singular_directions_are_those_of_the_product() -> None:

@@ -21,7 +21,7 @@ def expected(data_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=[(isa, threads) for isa in available() for threads in (1, 2)])
 def model(data_dir: Path, request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
-    # A cache in bfloat16, the default, moves a log-probability by up to 5e-3: what was computed apart has none.
+    # A cache in bfloat16, the default, moves a mean loss by up to 3e-3: what was computed apart has none.
     isa, threads = request.param
     path = data_dir / "model-stories260k" / "stories260K.bin"
     with load(path, isa=isa, threads=threads, kv_type="f32") as loaded:
@@ -64,7 +64,7 @@ def test_a_cache_in_bfloat16_tells_the_same_stories(data_dir: Path, expected: di
             told = model.generate(ids=story["prompt_ids"], max_tokens=len(wanted), ignore_eos=True)
             assert list(told.token_ids) == wanted
         for sentence in expected["perplexity"]:
-            assert model.perplexity(sentence["text"]).mean_nll == pytest.approx(sentence["mean_nll"], abs=5e-3)
+            assert model.perplexity(sentence["text"]).mean_nll == pytest.approx(sentence["mean_nll"], abs=3e-3)
 
 
 def test_every_instruction_set_gives_the_same_logits(data_dir: Path, expected: dict[str, Any]) -> None:
