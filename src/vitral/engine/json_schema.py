@@ -37,7 +37,7 @@ _DRAFTS = (
     "https://json-schema.org/draft/2019-09/schema",
     "https://json-schema.org/draft/2020-12/schema",
 )
-_LIBRARY_FORMATS = frozenset({"email", "ipv4", "ipv6", "uuid", "uri", "duration"})
+_LIBRARY_FORMATS = frozenset({"ipv4", "uuid", "uri", "duration"})
 _SILENT_FORMATS = frozenset({"float", "double", "password"})  # OpenAPI's; any number, any string
 _BOUNDS = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1)}
 _DEEPEST, _MOST_NODES = 96, 50_000

@@ -105,11 +105,31 @@ _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:
 _EDGE, _INNER = "[A-Za-z0-9]", "[A-Za-z0-9-]"
 _LABEL = f"(?:{_EDGE}(?:{_INNER}?{_EDGE})?|{_EDGE}{_INNER}(?:{_EDGE}|-){_EDGE}|{_EDGE}{_INNER}(?:{_EDGE}{_INNER}|-{_EDGE}){_INNER}{{0,58}}{_EDGE})"  # fmt: skip
 
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_IPV4 = f"{_OCTET}(?:\\.{_OCTET}){{3}}"
+_H16 = "[0-9A-Fa-f]{1,4}"
+_LAST32 = f"(?:{_H16}:{_H16}|{_IPV4})"
+# RFC 3986, section 3.2.2: `::` stands for one group of zeros or more, and once.
+_IPV6 = "(?:" + "|".join([
+    f"(?:{_H16}:){{6}}{_LAST32}",
+    f"::(?:{_H16}:){{5}}{_LAST32}",
+    *(f"(?:{_H16}(?::{_H16}){{0,{n}}})?::(?:{_H16}:){{{4 - n}}}{_LAST32}" for n in range(5)),
+    f"(?:{_H16}(?::{_H16}){{0,5}})?::{_H16}",
+    f"(?:{_H16}(?::{_H16}){{0,6}})?::",
+]) + ")"  # fmt: skip
+# RFC 5321, section 4.1.2 and 4.1.3: a mailbox.
+_ATOM = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_QUOTED = r'"(?:[ !#-\[\]-~]|\\[ -~])*"'
+_NAME = f"{_LABEL}(?:\\.{_LABEL})*"
+_EMAIL = f"(?:{_ATOM}(?:\\.{_ATOM})*|{_QUOTED})@(?:{_NAME}|\\[(?:{_IPV4}|IPv6:{_IPV6})\\])"
+
 # Formats whose own grammar in the library lets wrong strings through (30 February, names that are
-# too long): stricter ones, and the greatest length. Leap seconds and A-labels are never produced.
+# too long) or none of a kind (IPv4 within IPv6), and the greatest length. Leap seconds and A-labels are never produced.
 FORMATS: dict[str, tuple[str, int | None]] = {
     "date": (f"^{_DATE}$", None),
     "time": (f"^{_TIME}$", None),
     "date-time": (f"^{_DATE}[Tt]{_TIME}$", None),
-    "hostname": (f"^{_LABEL}(?:\\.{_LABEL})*$", 253),
+    "hostname": (f"^{_NAME}$", 253),
+    "ipv6": (f"^{_IPV6}$", None),
+    "email": (f"^{_EMAIL}$", 254),
 }
