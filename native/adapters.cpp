@@ -19,7 +19,7 @@ const Matrix* Model::adaptable(const std::string& name) const {
     if (part == "attn.v.weight") return &layer.v;
     if (part == "attn.o.weight") return &layer.o;
     for (size_t e = 0; e < layer.experts.size(); ++e) {
-      const std::string mlp = config_.n_experts ? "mlp.experts." + std::to_string(e) + "." : "mlp.";
+      const std::string mlp = layer.is_mixture() ? "mlp.experts." + std::to_string(e) + "." : "mlp.";
       if (part == mlp + "gate.weight") return &layer.experts[e].gate;
       if (part == mlp + "up.weight") return &layer.experts[e].up;
       if (part == mlp + "down.weight") return &layer.experts[e].down;

@@ -77,13 +77,14 @@ void Model::finish() {
                 {},
                 {}};
     used += 6;
-    if (c.n_experts) {
-      layer.router = matrix(block + "mlp.router.weight", c.n_experts, c.dim);
+    const int64_t n_experts = i < c.n_leading_dense ? 0 : c.n_experts;
+    if (n_experts) {
+      layer.router = matrix(block + "mlp.router.weight", n_experts, c.dim);
       if (layer.router.type != F32) refuse("weight " + block + "mlp.router.weight must be F32");
       ++used;
     }
-    for (int64_t e = 0; e < std::max<int64_t>(c.n_experts, 1); ++e) {
-      const std::string mlp = block + (c.n_experts ? "mlp.experts." + std::to_string(e) + "." : "mlp.");
+    for (int64_t e = 0; e < std::max<int64_t>(n_experts, 1); ++e) {
+      const std::string mlp = block + (n_experts ? "mlp.experts." + std::to_string(e) + "." : "mlp.");
       layer.experts.push_back({matrix(mlp + "gate.weight", c.hidden_dim, c.dim), matrix(mlp + "up.weight", c.hidden_dim, c.dim),
                                matrix(mlp + "down.weight", c.dim, c.hidden_dim)});
       used += 3;
@@ -149,8 +150,8 @@ void Model::forward(Cache& cache, const Step& step, const Taps* taps, float* log
     kernels_.add(run.x.data(), run.out.data(), run.T * c.dim, run.x.data());
     run.tap(block, "hook_resid_mid", run.x.data(), {run.T, c.dim});
     const Expert& first = layer.experts[0];
-    norm(run, layer.ln2, block + "ln2", block + "mlp.hook_in", run.x.data(), c.n_experts || any_packed({&first.gate, &first.up}));
-    if (c.n_experts) mixture(run, i);
+    norm(run, layer.ln2, block + "ln2", block + "mlp.hook_in", run.x.data(), layer.is_mixture() || any_packed({&first.gate, &first.up}));
+    if (layer.is_mixture()) mixture(run, i);
     else swiglu(run, first, run.h, block + "mlp.", run.out.data(), step.adapters);
     run.tap(block, "hook_mlp_out", run.out.data(), {run.T, c.dim});
     kernels_.add(run.x.data(), run.out.data(), run.T * c.dim, run.x.data());

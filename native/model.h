@@ -18,6 +18,7 @@ namespace vitral {
 struct Config {
   int64_t dim, n_layers, n_heads, n_kv_heads, head_dim, hidden_dim, vocab_size, sliding_window;  // window 0: none
   int64_t n_experts, n_experts_per_token;                                                       // 0: dense
+  int64_t n_leading_dense;  // so many layers before the first with experts have one network each
   float norm_eps;
   bool tied_embeddings;
 };
@@ -64,7 +65,8 @@ class Model {
   struct Layer {
     const float *ln1, *ln2;
     Matrix q, k, v, o, router;
-    std::vector<Expert> experts;  // one where the model is dense
+    std::vector<Expert> experts;  // one where the layer is dense
+    bool is_mixture() const { return router.data != nullptr; }
   };
   struct Product { const Matrix* matrix; float* out; };
   // Floats and their 8-bit form; the latter only where `quantised` says that somebody reads it.

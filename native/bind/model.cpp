@@ -24,7 +24,7 @@ int64_t entry(const nb::dict& d, const char* key) { return nb::cast<int64_t>(d[k
 Config config_from(const nb::dict& d) {
   return {entry(d, "dim"), entry(d, "n_layers"), entry(d, "n_heads"), entry(d, "n_kv_heads"), entry(d, "head_dim"),
           entry(d, "hidden_dim"), entry(d, "vocab_size"), entry(d, "sliding_window"), entry(d, "n_experts"),
-          entry(d, "n_experts_per_token"), nb::cast<float>(d["norm_eps"]), nb::cast<bool>(d["tied_embeddings"])};
+          entry(d, "n_experts_per_token"), entry(d, "n_leading_dense"), nb::cast<float>(d["norm_eps"]), nb::cast<bool>(d["tied_embeddings"])};
 }
 
 const char* name_of(KvType type) { return type == KvType::f32 ? "f32" : type == KvType::f16 ? "f16" : "bf16"; }

@@ -23,7 +23,7 @@ from vitral.model.law import F32, LowRank
 from vitral.model.reference import Cache, Reference
 from vitral.native import available
 
-CASES = [("llama-3.1", "Q4_1"), ("mixtral", "Q8_0"), ("mistral-nemo", "F32")]
+CASES = [("llama-3.1", "Q4_1"), ("mixtral-dense-first", "Q8_0"), ("mistral-nemo", "F32")]
 PROMPTS = [[5, 9, 13, 2, 7, 100, 31, 8, 44], [5, 9, 13, 2, 7, 100, 31, 8, 45, 46, 47], [1], [90, 91, 92]]
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.parity.families import WITH_DENSE_FIRST
+from tests.parity.families import FAMILIES
 from vitral.errors import SpecError
 from vitral.model.arithmetic import flops_per_token, kv_bytes, parameters, weight_bytes
 from vitral.model.names import tensor_shapes
@@ -38,7 +38,7 @@ def test_closed_form_counts_every_tensor(name: str) -> None:
 
 
 def test_dense_first_layers_have_neither_router_nor_experts() -> None:
-    spec = WITH_DENSE_FIRST["mixtral-dense-first"]
+    spec = FAMILIES["mixtral-dense-first"]
     count, network = parameters(spec), 3 * spec.dim * spec.hidden_dim
     assert count.total == sum(math.prod(shape) for shape in tensor_shapes(spec).values())
     assert (count.feed_forward, count.feed_forward_active) == ((1 + 2 * 4) * network, (1 + 2 * 2) * network)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.parity.families import WITH_DENSE_FIRST, random_weights
+from tests.parity.families import FAMILIES, random_weights
 from vitral.model.arithmetic import parameters
 from vitral.model.reference import Cache, Reference
 from vitral.model.taps import taps
@@ -15,7 +15,7 @@ IDS = list(range(1, 20))
 
 
 def record(family: str) -> dict[str, NDArray[np.generic]]:
-    spec = WITH_DENSE_FIRST[family]
+    spec = FAMILIES[family]
     seen: dict[str, NDArray[np.generic]] = {}
 
     def see(name: str, value: NDArray[np.generic]) -> None:
@@ -26,9 +26,9 @@ def record(family: str) -> dict[str, NDArray[np.generic]]:
     return seen
 
 
-@pytest.mark.parametrize("family", WITH_DENSE_FIRST)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_declared_tap_is_seen_in_order_with_its_shape(family: str) -> None:
-    spec, seen = WITH_DENSE_FIRST[family], record(family)
+    spec, seen = FAMILIES[family], record(family)
     letters = {"T": len(IDS), "S": len(IDS), "C": spec.dim, "H": spec.n_heads, "K": spec.n_kv_heads, "D": spec.head_dim}
     letters |= {"F": spec.hidden_dim, "V": spec.vocab_size, "1": 1}
     if spec.moe is not None:
@@ -68,7 +68,7 @@ def test_a_window_hides_what_is_further_back() -> None:
 
 
 def test_what_a_tap_returns_is_what_the_model_goes_on_with() -> None:
-    spec = WITH_DENSE_FIRST["llama-3.1"]
+    spec = FAMILIES["llama-3.1"]
     model = Reference(spec, random_weights(spec))
 
     def silence(name: str, value: NDArray[np.generic]) -> NDArray[np.generic] | None:
@@ -87,13 +87,13 @@ def test_what_a_tap_returns_is_what_the_model_goes_on_with() -> None:
 
 
 def test_looking_changes_no_bit() -> None:
-    for spec in WITH_DENSE_FIRST.values():
+    for spec in FAMILIES.values():
         model = Reference(spec, random_weights(spec))
         assert model.forward(IDS).tobytes() == model.forward(IDS, on_tap=lambda name, value: None).tobytes()
 
 
 def test_an_f16_cache_rounds_keys_and_values_to_nearest() -> None:
-    spec = WITH_DENSE_FIRST["llama-2"]
+    spec = FAMILIES["llama-2"]
     model = Reference(spec, random_weights(spec))
     cache = Cache(spec, "f16")
     exact, rounded = model.forward(IDS), model.forward(IDS, cache)
@@ -103,7 +103,7 @@ def test_an_f16_cache_rounds_keys_and_values_to_nearest() -> None:
 
 
 def test_the_families_together_have_what_the_architectures_have() -> None:
-    specs = WITH_DENSE_FIRST.values()
+    specs = FAMILIES.values()
     assert {spec.rope.scaling for spec in specs} == {"none", "linear", "dynamic", "yarn", "llama3", "factors"}
     assert any(spec.sliding_window and spec.sliding_window < len(IDS) for spec in specs)
     assert all(parameters(spec).total < 500_000 for spec in specs)

@@ -31,6 +31,7 @@ _LLAMA_31 = replace(
     rope=RopeSpec(500_000.0, "llama3", factor=8.0, original_context=64, low_freq_factor=1.0, high_freq_factor=4.0),
 )
 _MISTRAL = replace(_LLAMA_2, n_kv_heads=2, sliding_window=7)
+_MIXTRAL = replace(_LLAMA_2, n_kv_heads=2, rope=RopeSpec(1_000_000.0, "none"), moe=MoeSpec(8, 2))
 FAMILIES: dict[str, ModelSpec] = {
     "llama-2": _LLAMA_2,
     "llama-2-grouped": replace(_LLAMA_2, n_heads=8, n_kv_heads=1, head_dim=8),
@@ -49,14 +50,9 @@ FAMILIES: dict[str, ModelSpec] = {
     ),
     "mistral-window": _MISTRAL,
     "mistral-nemo": replace(_LLAMA_2, n_kv_heads=2, head_dim=32, rope=RopeSpec(1_000_000.0, "none")),
-    "mixtral": replace(_LLAMA_2, n_kv_heads=2, rope=RopeSpec(1_000_000.0, "none"), moe=MoeSpec(8, 2)),
+    "mixtral": _MIXTRAL,
     "mixtral-window": replace(_MISTRAL, moe=MoeSpec(4, 3)),
-}
-
-# Reference and trainer know one more, which the engine refuses.
-WITH_DENSE_FIRST: dict[str, ModelSpec] = {
-    **FAMILIES,
-    "mixtral-dense-first": replace(FAMILIES["mixtral"], n_layers=3, moe=MoeSpec(4, 2, n_leading_dense=1)),
+    "mixtral-dense-first": replace(_MIXTRAL, n_layers=3, moe=MoeSpec(4, 2, n_leading_dense=1)),
 }
 
 

@@ -29,7 +29,7 @@ Raw = dict[str, tuple[str, NDArray[np.uint8]]]
 IDS = np.random.default_rng(11).integers(0, 160, 37).tolist()
 TYPES = [name for name, info in quants.TYPES.items() if info.block <= 32]
 K_TYPES = [name for name in quants.TYPES if name not in TYPES]
-SOME = ["llama-3.1", "mistral-window", "mistral-nemo", "mixtral-window"]
+SOME = ["llama-3.1", "mistral-window", "mistral-nemo", "mixtral-window", "mixtral-dense-first"]
 
 
 def wide(spec: ModelSpec) -> ModelSpec:
@@ -166,7 +166,7 @@ def altered(value: Any) -> Any:
     return (value ^ 1 if value.dtype == np.int32 else value * np.abs(value)).astype(value.dtype)
 
 
-@pytest.mark.parametrize("family", ["llama-3.1", "mixtral"])
+@pytest.mark.parametrize("family", ["llama-3.1", "mixtral", "mixtral-dense-first"])
 def test_a_replaced_value_has_the_effect_that_it_has_in_the_reference(family: str) -> None:
     spec, raw, weights = model(family, "Q8_0")
     native = native_model(spec, raw, available()[-1], 2)

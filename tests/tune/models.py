@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from tests.parity.families import WITH_DENSE_FIRST, random_weights
+from tests.parity.families import FAMILIES, random_weights
 from vitral.model.spec import ModelSpec
 from vitral.tune.forward import Transformer
 
 
 def tiny(family: str = "llama-3.1", dtype: torch.dtype = torch.float32, seed: int = 0) -> Transformer:
-    return of(WITH_DENSE_FIRST[family], dtype, seed)
+    return of(FAMILIES[family], dtype, seed)
 
 
 def of(spec: ModelSpec, dtype: torch.dtype = torch.float32, seed: int = 0) -> Transformer:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.formats.layouts import write_gguf
-from tests.parity.families import FAMILIES, WITH_DENSE_FIRST, random_weights
+from tests.parity.families import FAMILIES, random_weights
 from tests.tune.models import tiny
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import convert
@@ -35,9 +35,9 @@ def seen_by(model: Transformer, packed: Packed) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("family", WITH_DENSE_FIRST)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_value_is_the_references(family: str) -> None:
-    spec = WITH_DENSE_FIRST[family]
+    spec = FAMILIES[family]
     expected: dict[str, np.ndarray] = {}
 
     def see(name: str, value: np.ndarray) -> None:
@@ -54,7 +54,7 @@ def test_every_value_is_the_references(family: str) -> None:
         assert np.abs(ours[finite] - law[finite]).max() <= CLOSE * np.abs(law[finite]).max(), name
 
 
-@pytest.mark.parametrize("family", WITH_DENSE_FIRST)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fused_attention_is_the_one_in_the_open(family: str) -> None:
     model, packed = tiny(family), Packed.of([IDS, IDS[3:20], IDS[:1]])
     logits = model.logits(packed)

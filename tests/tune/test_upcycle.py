@@ -12,10 +12,13 @@ import torch
 
 from tests.formats.layouts import write_gguf
 from tests.parity.families import FAMILIES, random_weights
-from vitral.errors import SpecError, TuneError, UnsupportedArchitecture
+from vitral.engine.request import SamplingParams
+from vitral.errors import SpecError, TuneError
 from vitral.formats.canonical import Checkpoint
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import convert
+from vitral.model.law import F32
+from vitral.model.reference import Reference
 from vitral.model.spec import MoeSpec
 from vitral.tune.batch import Row
 from vitral.tune.forward import Packed, load_model
@@ -23,7 +26,8 @@ from vitral.tune.served import engine_of
 from vitral.tune.upcycle import averaged, routers_from_data, routing_information, upcycle
 
 SPEC = FAMILIES["llama-2-grouped"]
-PACKED = Packed.of([list(range(3, 40))])
+IDS = list(range(3, 40))
+PACKED = Packed.of([IDS])
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +87,13 @@ def test_leading_layers_stay_dense_and_travel_in_a_layout_of_ours(
     with torch.no_grad():
         assert float((model.logits(PACKED) - load_model(branches[0]).logits(PACKED)).abs().max()) <= 2e-4
     assert [x["layer"] for x in routing_information(model, domains())] == [1]
-    with pytest.raises(UnsupportedArchitecture, match="first 1 layers of this mixture are dense"):
-        engine_of(again)
+    rows: list[F32] = []
+    engine = engine_of(again, context_length=64)
+    engine.add(IDS, SamplingParams(max_tokens=1), on_logits=lambda _, row: rows.append(row.copy()))
+    while not engine.idle:
+        engine.step()
+    expected = Reference(again.spec, open_checkpoint(path).weights.law(), 64).forward(IDS)[-1]
+    assert rows[-1].tobytes() == expected.tobytes()
 
 
 def test_a_mixture_has_experts_in_some_layer(branches: list[Checkpoint]) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vitral.errors import UnsupportedArchitecture
 from vitral.model.law import F32, LowRank
 from vitral.model.spec import ModelSpec
 from vitral.native import _core
@@ -28,11 +27,6 @@ class NativeModel:
 
     def __init__(self, spec: ModelSpec, threads: int, isa: str) -> None:
         moe = spec.moe
-        if moe is not None and moe.n_leading_dense:
-            raise UnsupportedArchitecture(
-                f"the first {moe.n_leading_dense} layers of this mixture are dense; the engine runs mixtures with experts "
-                "in every layer. It can be trained, exported and read; to run it, make it without dense layers"
-            )
         config = {
             "dim": spec.dim,
             "n_layers": spec.n_layers,
@@ -44,6 +38,7 @@ class NativeModel:
             "sliding_window": spec.sliding_window or 0,
             "n_experts": moe.n_experts if moe else 0,
             "n_experts_per_token": moe.n_experts_per_token if moe else 0,
+            "n_leading_dense": moe.n_leading_dense if moe else 0,
             "norm_eps": spec.norm_eps,
             "tied_embeddings": spec.tied_embeddings,
         }

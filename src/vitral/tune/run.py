@@ -225,9 +225,6 @@ class _Run:
         run, tokenizer, context = self.prepared.recipe.run, self.prepared.tokenizer, self.prepared.recipe.data.context
         if not run.measure_forgetting and not run.replay:
             return Probes((), ()), []
-        moe = self.prepared.base.spec.moe
-        if moe is not None and moe.n_leading_dense and not run.replay:  # the engine says so where it is needed
-            return make_probes(tokenizer, None, context), []
         engine = engine_of(self.prepared.base, threads=torch.get_num_threads(), context_length=min(context, 512))
         probes = make_probes(tokenizer, engine, context) if run.measure_forgetting else Probes((), ())
         rows = make_replay(tokenizer, engine, context) if run.replay else []
