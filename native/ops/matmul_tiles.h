@@ -125,9 +125,10 @@ inline void finish_tile(const Matrix& m, int64_t p, const TileRows& rows, const 
 // One panel times all tiles of tokens, four groups a step. The float work of a step runs beside
 // the tile work of the next, and its four stores come together (measured: fastest).
 template <Type T>
-inline void tiles_product(const Matrix& m, int64_t p, const TileRows& rows, const TilePanel& w, int64_t tokens, float* out, int64_t stride) {
+inline void tiles_product(const Matrix& m, int64_t p, bool another, const TileRows& rows, const TilePanel& w, int64_t tokens, float* out, int64_t stride) {
   constexpr int group = layout_of(T).group, size = 16 * group;  // bytes of a tile of codes
   const int64_t steps = (rows.groups + 3) / 4, last = rows.groups - (steps - 1) * 4;
+  const int64_t part = align64((m.panel_size() + steps - 1) / steps);
   F main[16];
 #pragma GCC unroll 16
   for (int t = 0; t < 16; ++t) main[t] = zero();
@@ -151,6 +152,9 @@ inline void tiles_product(const Matrix& m, int64_t p, const TileRows& rows, cons
       // The rows of the result lie far apart: fetch their lines before they are written.
       if (step == 0)
         for (int64_t t = tile * 16; t < tile * 16 + 16 && t < tokens; ++t) __builtin_prefetch(out + t * stride + p * 16, 1);
+      // With one tile of tokens the weights come as fast as memory gives them: ask for the next panel meanwhile.
+      if (another && tile + 1 == rows.tiles)
+        for (int64_t i = step * part; i < step * part + part; i += 64) __builtin_prefetch(m.panel(p + 1) + i);
       VITRAL_GROUP(0, 4, 6)
       VITRAL_GROUP(1, 5, 7)
       VITRAL_GROUP(2, 4, 6)
@@ -185,7 +189,7 @@ void matmul_tiles(const Matrix& m, const Rows& a, const Terms& terms, int64_t be
     for (int64_t p = begin; p < end; ++p) {
       expand_panel<T>(m, p, panel);
       asm volatile("" ::: "memory");  // the compiler does not know that tile loads read what was just stored
-      tiles_product<T>(m, p, rows, panel, count, out + first * stride, stride);
+      tiles_product<T>(m, p, p + 1 < end, rows, panel, count, out + first * stride, stride);
     }
   }
   _tile_release();
