@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "pack.h"
 #include "run.h"
 
 namespace vitral {
@@ -29,19 +30,60 @@ void Model::Activations::resize(int64_t r, int64_t c) {
 Model::Model(const Config& config, const Kernels& kernels, int n_threads)
     : config_(config), kernels_(kernels), pool_(n_threads), scratch_(n_threads < 1 ? 1 : n_threads) {}
 
-void Model::set_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols) {
+Matrix Model::new_matrix(const std::string& name, Type type, int64_t rows, int64_t cols) const {
   if (matrices_.count(name)) refuse("weight " + name + " is set twice");
   Matrix m{type, rows, cols, nullptr};
   if (!is_float(type) && cols % m.layout().file_block)
     refuse("weight " + name + " has rows of " + std::to_string(cols) + "; " + m.layout().name + " wants multiples of " +
            std::to_string(m.layout().file_block));
+  return m;
+}
+
+void Model::set_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols) {
+  Matrix m = new_matrix(name, type, rows, cols);
   Buffer memory(m.size());
-  if (is_float(type)) std::memcpy(memory.data(), raw, m.size());
-  else
-    pool_.split(m.panels(), [&](int64_t begin, int64_t end, int) { pack(m, raw, begin, end, memory.data()); });
+  pack_rows(m, raw, memory.data(), pool_);
   m.data = memory.data();
   memory_.push_back(std::move(memory));
   matrices_[name] = m;
+}
+
+void Model::limit_experts(int64_t budget) { store_ = std::make_unique<ExpertStore>(budget, pool_); }
+
+void Model::leave_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols) {
+  if (!store_) refuse("weight " + name + " cannot stay in its file: experts have no limit");
+  matrices_[name] = new_matrix(name, type, rows, cols);
+  left_[name] = {raw, 0, 0, nullptr};
+}
+
+// Experts whose matrices stay in the file become known to the store.
+void Model::leave_experts() {
+  size_t known = 0;
+  for (size_t i = 0; i < layers_.size(); ++i)
+    for (size_t e = 0; e < layers_[i].experts.size(); ++e) {
+      const std::string expert = "blocks." + std::to_string(i) + ".mlp.experts." + std::to_string(e) + ".";
+      Expert& matrices = layers_[i].experts[e];
+      std::array<const uint8_t*, 3> rows{};
+      std::array<Matrix*, 3> parts{&matrices.gate, &matrices.up, &matrices.down};
+      const char* names[] = {"gate.weight", "up.weight", "down.weight"};
+      for (int part = 0; part < 3; ++part) {
+        auto found = left_.find(expert + names[part]);
+        if (found == left_.end()) refuse("weight " + expert + names[part] + " must stay in its file, as all experts do");
+        found->second = {found->second.rows, static_cast<int64_t>(i), static_cast<int64_t>(e), parts[part]};
+        rows[part] = found->second.rows;
+        ++known;
+      }
+      store_->add(static_cast<int64_t>(i), parts, rows);
+    }
+  if (known != left_.size()) refuse("only the matrices of experts can stay in their file");
+}
+
+// A matrix with its data, until the next call.
+const Matrix& Model::fetched(const std::string& name) {
+  auto left = left_.find(name);
+  if (left == left_.end()) return matrices_.at(name);
+  store_->fetch(left->second.layer, left->second.expert);
+  return *left->second.matrix;
 }
 
 const Matrix& Model::matrix(const std::string& name, int64_t rows, int64_t cols) const {
@@ -92,12 +134,13 @@ void Model::finish() {
     layers_.push_back(std::move(layer));
   }
   if (used != matrices_.size()) refuse(std::to_string(matrices_.size() - used) + " weights are left over");
+  if (store_) leave_experts();
 }
 
 int64_t Model::weight_bytes() const {
   int64_t sum = 0;
   for (const Buffer& b : memory_) sum += b.size();
-  return sum;
+  return sum + (store_ ? store_->counts().held : 0);
 }
 
 void Model::set_rope(const float* cos, const float* sin, int64_t n_positions) {
@@ -176,7 +219,7 @@ std::pair<int64_t, int64_t> Model::shape_of(const std::string& name) const {
 // Rows in blocks of 256, ascending in each; then the blocks in order: the same sums with any number of threads.
 void Model::project_back(const std::string& name, const float* x, int64_t n, float* out) {
   constexpr int64_t kRows = 256;
-  const Matrix& m = matrices_.at(name);
+  const Matrix& m = fetched(name);
   const int64_t blocks = (m.rows + kRows - 1) / kRows, size = n * m.cols;
   std::vector<float> sums(blocks * size, 0.0f);
   pool_.split(blocks, [&](int64_t begin, int64_t end, int) {
@@ -300,11 +343,15 @@ void Model::mixture(Run& run, int64_t i) {
   std::vector<int64_t> places;
   std::vector<int32_t> adapters;  // of the rows in `in`
   Activations in;
-  for (int64_t e = 0; e < E; ++e) {
+  std::vector<int64_t> wanted;
+  for (int64_t e = 0; e < E; ++e)
+    if (std::find(chosen.begin(), chosen.end(), e) != chosen.end()) wanted.push_back(e);
+  if (store_) store_->choose(i, wanted);
+  if (run.tapped()) std::sort(wanted.begin(), wanted.end());  // who watches sees the experts in order
+  for (int64_t e : wanted) {
     places.clear();
     for (int64_t p = 0; p < T * k; ++p)
       if (chosen[p] == e) places.push_back(p);
-    if (places.empty()) continue;
     const int64_t n = static_cast<int64_t>(places.size());
     in.resize(n, C);
     adapters.clear();
@@ -318,6 +365,7 @@ void Model::mixture(Run& run, int64_t i) {
       std::copy_n(run.h.sums.data() + t * (C / 16), C / 16, in.sums.data() + r * (C / 16));
     }
     some.resize(n * C);
+    if (store_) store_->fetch(i, e);
     const std::string expert = run.tapped() ? mlp + "experts." + std::to_string(e) + "." : "";
     swiglu(run, layer.experts[e], in, expert, some.data(), run.step.adapters ? adapters.data() : nullptr);
     run.tap(expert, "hook_out", some.data(), {n, C});

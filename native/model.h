@@ -1,6 +1,7 @@
 // The forward pass over a batch: what src/vitral/model/reference.py says, in kernels.
 #pragma once
 #include <functional>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -9,6 +10,7 @@
 
 #include "adapters.h"
 #include "cache.h"
+#include "experts.h"
 #include "kernels.h"
 #include "memory.h"
 #include "threads.h"
@@ -45,6 +47,10 @@ class Model {
 
   // Takes GGUF rows of a tensor by its canonical name; they are packed or copied here.
   void set_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols);
+  // Experts get at most so many bytes of memory; the rows of their matrices, which `leave_weight` takes,
+  // stay where they are for as long as the model lives, and are packed when a router chooses them.
+  void limit_experts(int64_t budget);
+  void leave_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols);
   void finish();
   // Tables of n_positions x head_dim / 2.
   void set_rope(const float* cos, const float* sin, int64_t n_positions);
@@ -58,7 +64,8 @@ class Model {
   const Config& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   int n_threads() const { return pool_.size(); }
-  int64_t weight_bytes() const;
+  int64_t weight_bytes() const;  // in memory
+  ExpertCounts expert_counts() const { return store_ ? store_->counts() : ExpertCounts{}; }
 
  private:
   struct Expert { Matrix gate, up, down; };
@@ -81,6 +88,11 @@ class Model {
   struct Run;  // what one call of forward works on
   struct RunPart { int64_t first, n; int32_t sequence; int64_t position; };  // consecutive tokens of one sequence
 
+  struct Left { const uint8_t* rows; int64_t layer, expert; Matrix* matrix; };  // in its file
+
+  Matrix new_matrix(const std::string& name, Type type, int64_t rows, int64_t cols) const;
+  void leave_experts();
+  const Matrix& fetched(const std::string& name);
   const Matrix& matrix(const std::string& name, int64_t rows, int64_t cols) const;
   const float* vector(const std::string& name, int64_t n) const;
   void check(const Cache& cache, const Step& step) const;
@@ -104,6 +116,8 @@ class Model {
   std::unordered_map<std::string, Matrix> matrices_;
   std::vector<Buffer> memory_;
   std::vector<Layer> layers_;
+  std::unordered_map<std::string, Left> left_;
+  std::unique_ptr<ExpertStore> store_;  // null where all experts are in memory
   std::unordered_map<int32_t, Adapter> adapters_;
   const float* ln_final_ = nullptr;
   Matrix embed_, unembed_;

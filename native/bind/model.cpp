@@ -14,6 +14,7 @@ namespace {
 
 // A model that one call at a time may use.
 struct Door {
+  std::vector<In<uint8_t, 2>> left;  // rows that stay in their file; they outlive the model
   Model model;
   std::mutex mutex;
   Door(const Config& c, const std::string& isa, int threads) : model(c, kernels_for(isa), threads) {}
@@ -80,6 +81,33 @@ void set_weight(Door& door, const std::string& name, const std::string& type_nam
   nb::gil_scoped_release released;
   std::lock_guard<std::mutex> lock(door.mutex);
   door.model.set_weight(name, type, raw.data(), raw.shape(0), columns_of(type, raw.shape(1)));
+}
+
+void leave_weight(Door& door, const std::string& name, const std::string& type_name, In<uint8_t, 2> raw) {
+  const Type type = type_named(type_name);
+  std::lock_guard<std::mutex> lock(door.mutex);
+  door.model.leave_weight(name, type, raw.data(), raw.shape(0), columns_of(type, raw.shape(1)));
+  door.left.push_back(std::move(raw));
+}
+
+void limit_experts(Door& door, int64_t budget) {
+  std::lock_guard<std::mutex> lock(door.mutex);
+  door.model.limit_experts(budget);
+}
+
+// What a step may be changing at this moment.
+template <class Read>
+auto read_locked(Door& door, const Read& read) {
+  nb::gil_scoped_release released;
+  std::lock_guard<std::mutex> lock(door.mutex);
+  return read(door.model);
+}
+
+nb::dict expert_counts(Door& door) {
+  const ExpertCounts c = read_locked(door, [](const Model& m) { return m.expert_counts(); });
+  nb::dict d;
+  d["budget_bytes"] = c.budget, d["held_bytes"] = c.held, d["hits"] = c.hits, d["misses"] = c.misses, d["bytes_read"] = c.bytes_read;
+  return d;
 }
 
 // Lists of equal length: a is (rank, columns), b (rows, rank).
@@ -182,6 +210,8 @@ void bind_model(nb::module_& m) {
         new (self) Door(config_from(d), isa, threads);
       }, nb::arg("config"), nb::arg("isa"), nb::arg("threads"))
       .def("set_weight", &set_weight, nb::arg("name"), nb::arg("type"), nb::arg("raw"))
+      .def("limit_experts", &limit_experts, nb::arg("budget"))
+      .def("leave_weight", &leave_weight, nb::arg("name"), nb::arg("type"), nb::arg("raw"))
       .def("finish", [](Door& d) { d.model.finish(); })
       .def("set_rope", &set_rope, nb::arg("cos"), nb::arg("sin"))
       .def("new_cache", &make_cache, nb::arg("n_pages"), nb::arg("page_size"), nb::arg("kv_type"))
@@ -192,7 +222,8 @@ void bind_model(nb::module_& m) {
       .def("remove_adapter", &remove_adapter, nb::arg("id"))
       .def_prop_ro("isa", [](const Door& d) { return d.model.kernels().isa; })
       .def_prop_ro("threads", [](const Door& d) { return d.model.n_threads(); })
-      .def_prop_ro("weight_bytes", [](const Door& d) { return d.model.weight_bytes(); });
+      .def_prop_ro("weight_bytes", [](Door& d) { return read_locked(d, [](const Model& m) { return m.weight_bytes(); }); })
+      .def_prop_ro("expert_counts", &expert_counts);
   m.def("argmax", &argmax, nb::arg("x"));
   m.def("top_n", &top_n, nb::arg("x"), nb::arg("n"));
   m.def("top_rows", &top_rows, nb::arg("x"), nb::arg("n"));
