@@ -24,6 +24,7 @@ from vitral.formats.mapping import gguf_name
 from vitral.formats.mixes import plan_types
 from vitral.formats.quantize import encode
 from vitral.formats.quants import TYPES, WeightType
+from vitral.model.law import F32
 from vitral.model.names import tensor_shapes
 from vitral.model.spec import ModelSpec, MoeSpec, RopeSpec
 
@@ -70,11 +71,47 @@ def make(folder: Path, shape: str, type_: str) -> Path:
     path = folder / f"{shape}.{type_}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        spec = SHAPES[shape]
-        tensors = _tensors(spec, type_)
-        with progress_bar(path.name) as bar:
-            write_gguf(path, _metadata(spec, path.stem), [_watched(tensors, i, bar) for i in range(len(tensors))])
+        write_model(path, SHAPES[shape], type_)
     return path
+
+
+def write_model(path: Path, spec: ModelSpec, type_: str, skew: float | None = None) -> Path:
+    """A GGUF file of a shape, random but for its size; with `skew`, some experts are chosen more often (`Skewed`)."""
+    tensors = _tensors(spec, type_, None if skew is None else Skewed(spec, skew))
+    with progress_bar(path.name) as bar:
+        write_gguf(path, _metadata(spec, path.stem), [_watched(tensors, i, bar) for i in range(len(tensors))])
+    return path
+
+
+class Skewed:
+    """Changes to random weights that make routers prefer some experts, others in each layer.
+
+    A router has no bias, so the residual stream gets a constant: feature 0 is 1 in every embedding, and what
+    attention and experts write is small, to feature 0 nothing. There the router has the logarithms of Zipf's shares,
+    1 / rank ** skew; its other columns tell tokens apart by noise as wide as Gumbel's, with which choosing the
+    largest is drawing by share. More rows of the vocabulary differ than elsewhere.
+    """
+
+    def __init__(self, spec: ModelSpec, skew: float) -> None:
+        self.spec, self.skew = spec, skew
+
+    def rows(self, name: str) -> int:
+        """How many rows of a tensor are encoded for real."""
+        return 64 * _ROWS if name in ("embed.weight", "unembed.weight") else _ROWS
+
+    def __call__(self, name: str, values: F32, seed: int) -> None:
+        """Change the rows (all, or those that are repeated) of a tensor by its canonical name."""
+        if name == "embed.weight":
+            values[:] = np.where(values < 0, -1, 1)  # of equal size, so that a norm leaves them
+            values[:, 0] = 1
+        elif name.endswith(".router.weight"):
+            assert self.spec.moe is not None
+            ranks = np.random.default_rng(seed + 1).permutation(self.spec.moe.n_experts)
+            values *= 1.28  # the standard deviation of Gumbel's
+            values[:, 0] = -self.skew * np.log1p(ranks)
+        elif name.endswith(("attn.o.weight", ".down.weight")):
+            values *= 0.1
+            values[0] = 0
 
 
 def _watched(tensors: list[TensorToWrite], i: int, bar: Callable[[int, int], None]) -> TensorToWrite:
@@ -87,10 +124,12 @@ def _watched(tensors: list[TensorToWrite], i: int, bar: Callable[[int, int], Non
     return TensorToWrite(tensor.name, tensor.shape, tensor.type, read)
 
 
-def _tensors(spec: ModelSpec, type_: str) -> list[TensorToWrite]:
+def _tensors(spec: ModelSpec, type_: str, skewed: Skewed | None = None) -> list[TensorToWrite]:
     plan = plan_types(spec, type_)
     found: dict[str, TensorToWrite] = {}
     for seed, (name, shape) in enumerate(tensor_shapes(spec).items()):
+        n_real = _ROWS if skewed is None else skewed.rows(name)
+        change = None if skewed is None else partial(skewed, name)
         foreign = gguf_name(name)
         if foreign in found:
             continue  # one of the experts that share a tensor
@@ -98,17 +137,21 @@ def _tensors(spec: ModelSpec, type_: str) -> list[TensorToWrite]:
             assert spec.moe is not None
             shape = (spec.moe.n_experts, *shape)
         kind = TYPES[plan[name].type]
-        found[foreign] = TensorToWrite(foreign, shape, kind, partial(_rows, shape, kind.name, seed))
+        found[foreign] = TensorToWrite(foreign, shape, kind, partial(_rows, shape, kind.name, seed, n_real, change))
     return list(found.values())
 
 
-def _rows(shape: tuple[int, ...], type_: WeightType, seed: int) -> NDArray[np.uint8]:
+def _rows(
+    shape: tuple[int, ...], type_: WeightType, seed: int, n_real: int, change: Callable[[F32, int], None] | None
+) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     if len(shape) == 1:
         return np.ones(shape, np.float32).view(np.uint8)[None]
     n = int(np.prod(shape[:-1]))
-    some = n if type_ == "F32" else min(n, _ROWS)
+    some = n if type_ == "F32" else min(n, n_real)
     values = rng.standard_normal((some, shape[-1]), np.float32) / np.float32(np.sqrt(shape[-1]))
+    if change is not None:
+        change(values, seed)
     raw = encode(type_, values)
     return np.tile(raw, (-(-n // some), 1))[:n]
 

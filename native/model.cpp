@@ -60,7 +60,7 @@ void Model::leave_weight(const std::string& name, Type type, const uint8_t* raw,
 void Model::leave_experts() {
   size_t known = 0;
   for (size_t i = 0; i < layers_.size(); ++i)
-    for (size_t e = 0; e < layers_[i].experts.size(); ++e) {
+    for (size_t e = 0; layers_[i].is_mixture() && e < layers_[i].experts.size(); ++e) {
       const std::string expert = "blocks." + std::to_string(i) + ".mlp.experts." + std::to_string(e) + ".";
       Expert& matrices = layers_[i].experts[e];
       std::array<const uint8_t*, 3> rows{};

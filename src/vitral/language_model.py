@@ -9,6 +9,7 @@ with vitral.load("smollm2:135m") as model:
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import time
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Constraint", "LanguageModel", "Stream", "load", "of_checkpoint", "tokenizer_of"]
 
+_log = logging.getLogger(__name__)
+
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -70,7 +73,8 @@ def load(
     kv_type: what keys and values are kept as, "f32", "f16" or "bf16". It changes the logits' last bits.
     isa: the instruction set; VITRAL_ISA, or the best that this machine has. It never changes a bit.
     speculation: whether answers may guess ahead where text repeats. It never changes a bit either.
-    memory_bytes: the most that weights and cache may take; what is free if that is less, or nothing is said.
+    memory_bytes: the most that weights and cache may take; VITRAL_MEMORY_BUDGET, or what is free if that is less. Of a
+        mixture that is larger, experts stay in the file and are packed when a router chooses them: no bit changes.
     verify_key: a public key (PEM) with which the model's signature must fit; VITRAL_VERIFY_KEY, or none.
 
     What a scan refuses is not loaded (`vitral.provenance.gate`): UnsafeFile. A signature that does not
@@ -114,9 +118,20 @@ def of_checkpoint(
     elif isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
         raise SettingsError(f"threads is {threads!r}; allowed: a whole number from 1 to 1024")
     isa = native.choose(isa or settings.isa)
-    free = available_bytes()
-    available = free if memory_bytes is None else min(free, memory_bytes)
-    plan = plan_cache(checkpoint.spec, checkpoint.weights.n_bytes(), kv_type, context_length, available)
+    memory_bytes = memory_bytes or settings.memory_bytes
+    plan = plan_cache(
+        checkpoint.spec,
+        checkpoint.weights.n_bytes(),
+        kv_type,
+        context_length,
+        None if memory_bytes is None else min(available_bytes(), memory_bytes),
+        expert_bytes=checkpoint.weights.n_bytes(".experts."),
+    )
+    if plan.expert_bytes is not None:
+        _log.warning(
+            "%s is larger than memory: experts stay in the file, up to %.1f GB of those in use are kept; a smaller weight "
+            "type or more memory makes it faster", checkpoint.path.name, plan.expert_bytes / 1e9,
+        )  # fmt: skip
     with ThreadPoolExecutor(1) as beside:  # packing leaves Python alone, the vocabulary needs little else
         packed = beside.submit(
             native_model,
@@ -125,6 +140,7 @@ def of_checkpoint(
             threads=threads,
             isa=isa,
             context_length=plan.context_length,
+            expert_bytes=plan.expert_bytes,
         )
         tokenizer = tokenizer_of(checkpoint)
         model = packed.result()

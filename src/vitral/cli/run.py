@@ -52,6 +52,12 @@ def run(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that weights and cache may take, such as 20GB; of a larger mixture, experts stay in the file."
+        ),
+    ] = None,
     verify_key: Annotated[Path | None, typer.Option(help="A public key: refuse a model that it did not sign.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,6 +67,7 @@ def run(
     standard input. Defaults are greedy: the same question gives the same answer.
     """
     import vitral
+    from vitral.settings import size_of
 
     sampling: dict[str, Any] = {
         "constraint": None if json_schema is None else _constraint(json_schema),
@@ -77,7 +84,10 @@ def run(
         raise RequestError("--system and --template have no place in --raw text; leave them or --raw out")
     if raw and interactive:
         raise RequestError("--raw continues a text, and there is none; add --prompt TEXT")
-    with vitral.load(model, threads=threads, context_length=context, verify_key=verify_key) as loaded:
+    budget = None if memory_budget is None else size_of("--memory-budget", memory_budget)
+    with vitral.load(
+        model, threads=threads, context_length=context, verify_key=verify_key, memory_bytes=budget
+    ) as loaded:
         if interactive:
             _chat(loaded, model, system, template, sampling)
         else:

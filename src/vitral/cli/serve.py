@@ -67,7 +67,7 @@ def serve(
     from vitral.serve.server import serve as run
     from vitral.serve.service import Limits
     from vitral.serve.traces import exporting
-    from vitral.settings import read_settings
+    from vitral.settings import read_settings, size_of
 
     folder = folder or read_settings().home / "serve"
     if new_key is not None:
@@ -86,7 +86,7 @@ def serve(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     adapters = tuple(_adapter(each) for each in adapter or ())
     names = models or ["smollm2:135m"]
-    budget = None if memory_budget is None else _bytes(memory_budget)
+    budget = None if memory_budget is None else size_of("--memory-budget", memory_budget)
     pinned = frozenset(pin or ())
     if pinned and budget is None:
         raise SettingsError("--pin needs --memory-budget: without one every model stays in memory")
@@ -130,23 +130,6 @@ def _adapter(text: str) -> tuple[str, str]:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or not path:
         raise SettingsError(f"--adapter is {text!r}; expected NAME=PATH, the name of letters, digits, . _ -")
     return name, path
-
-
-def _bytes(text: str) -> int:
-    """A size in bytes; KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.
-
-    >>> _bytes("1.5GB"), _bytes("2 GiB"), _bytes("4096")
-    (1500000000, 2147483648, 4096)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMG])(i)?B?|B)?", text.strip(), re.IGNORECASE)
-    if match is None or (size := _scaled(*match.groups())) < 1:
-        raise SettingsError(f"--memory-budget is {text!r}; expected a size such as 6GB, 512MiB or 6000000000")
-    return size
-
-
-def _scaled(number: str, unit: str | None, binary: str | None) -> int:
-    power = " KMG".index(unit.upper()) if unit else 0
-    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def _welcome(url: str, model: str) -> str:

@@ -1,4 +1,4 @@
-"""How much memory there is, and how many tokens' keys and values fit."""
+"""How much memory there is, how many tokens' keys and values fit, and what is left for experts."""
 
 from __future__ import annotations
 
@@ -16,26 +16,42 @@ PAGE_SIZE = 32  # positions: small enough to share short prefixes, large enough 
 USUAL_CONTEXT = 8192  # tokens a model is opened for unless asked otherwise
 _PROCESS = 150 << 20  # bytes of interpreter, tokenizer and scratch
 _PACKED = 1.1  # packed weights over file size, at most
+_LEAST_CONTEXT = 2048  # tokens below which a mixture rather leaves experts in its file
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0}
 
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """Tokens of the longest request, pages for all requests together, and bytes of weights, cache and process."""
+    """Tokens of the longest request, pages for all requests together, and bytes of weights, cache and process.
+
+    `expert_bytes` is what experts may take where not all fit in memory, None where they do.
+    """
 
     context_length: int
     n_pages: int
     total_bytes: int
+    expert_bytes: int | None = None
 
 
 def plan_cache(
-    spec: ModelSpec, weight_bytes: int, kv_type: str, context_length: int | None, available: int | None = None
+    spec: ModelSpec,
+    weight_bytes: int,
+    kv_type: str,
+    context_length: int | None,
+    available: int | None = None,
+    *,
+    expert_bytes: int = 0,
 ) -> CachePlan:
     """Choose or check the context length, and size the cache.
 
     Without a wish the context is the model's, at most 8192 tokens, and at most what half of the memory
     left beside the weights holds. The cache has room for up to four such contexts if they fit there;
     memory that is never used is never taken. `available` is what the model may take, by default what is free.
+
+    `expert_bytes` is the part of `weight_bytes` that is experts. Where a mixture does not fit, they share what the rest
+    leaves: a cache of one context, without a wish at most a tenth of that, then as many experts as there is
+    room for, at least the number that a token uses. Of free memory an eighth then stays with the system, which reads
+    the file through it.
 
     Raises SettingsError for a kv_type or length that cannot be, HardwareError with the numbers if memory
     is too small.
@@ -44,6 +60,7 @@ def plan_cache(
         raise SettingsError(f"kv_type is {kv_type!r}; allowed: {', '.join(_KV_BYTES)}")
     per_token = kv_bytes(spec, 1, _KV_BYTES[kv_type])
     needed = int(weight_bytes * _PACKED) + _PROCESS
+    wished, free = context_length, available is None
     available = available_bytes() if available is None else available
     room = available - needed
     if context_length is None:
@@ -55,6 +72,11 @@ def plan_cache(
         raise SettingsError(
             f"context_length is {context_length}; the model was made for at most {spec.max_context} tokens"
         )
+    if expert_bytes and spec.moe is not None:
+        least = min(spec.max_context, _LEAST_CONTEXT) if wished is None else context_length
+        if -(-least // PAGE_SIZE) * PAGE_SIZE * per_token > room:
+            able = available - available // 8 if free else available
+            return _with_experts_left(spec, needed - int(expert_bytes * _PACKED), per_token, wished, able, expert_bytes)
     pages = -(-context_length // PAGE_SIZE)
     if pages * PAGE_SIZE * per_token > room:
         raise HardwareError(
@@ -64,6 +86,28 @@ def plan_cache(
         )
     pages = max(pages, min(4 * pages, room // 2 // per_token // PAGE_SIZE))
     return CachePlan(context_length, pages, needed + pages * PAGE_SIZE * per_token)
+
+
+def _with_experts_left(
+    spec: ModelSpec, needed: int, per_token: int, context_length: int | None, available: int, expert_bytes: int
+) -> CachePlan:
+    """The plan where experts stay in their file; `needed` is all weights but them, and the process."""
+    assert spec.moe is not None
+    page = PAGE_SIZE * per_token
+    if context_length is None:
+        pages = max(min(spec.max_context, USUAL_CONTEXT, (available - needed) // 10 // per_token) // PAGE_SIZE, 1)
+        context_length = pages * PAGE_SIZE
+    pages = -(-context_length // PAGE_SIZE)
+    per_expert = expert_bytes * _PACKED / spec.moe.n_experts / (spec.n_layers - spec.moe.n_leading_dense)
+    least, left = int(per_expert * spec.moe.n_experts_per_token), available - needed - pages * page
+    if left < least:
+        raise HardwareError(
+            f"the model does not fit in the {_mb(available)} of memory that it may take, even with its experts left in "
+            f"the file: the other weights need {_mb(needed)}, a cache for {context_length} tokens {_mb(pages * page)}, the "
+            f"{spec.moe.n_experts_per_token} experts that a token uses {_mb(least)}; choose a smaller context_length, "
+            "a smaller weight type, or give it more"
+        )
+    return CachePlan(context_length, pages, available, left)
 
 
 def available_bytes() -> int:

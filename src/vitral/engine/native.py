@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitral.engine.forward import Batch
-from vitral.formats.weights import Weights
+from vitral.errors import HardwareError
+from vitral.formats.bounds import is_mapped, let_go
+from vitral.formats.weights import Tensor, Weights
 from vitral.model import rope
 from vitral.model.law import F32, LowRank
 from vitral.model.spec import ModelSpec
@@ -94,17 +96,43 @@ class NativeForward:
         return logits, seen[0]
 
 
-def native_model(spec: ModelSpec, weights: Weights, *, threads: int, isa: str, context_length: int) -> NativeModel:
-    """Pack every tensor for this CPU; all are consumed. Rotary tables reach `context_length` positions."""
-    model = NativeModel(spec, threads, isa)
+def native_model(
+    spec: ModelSpec,
+    weights: Weights,
+    *,
+    threads: int,
+    isa: str,
+    context_length: int,
+    expert_bytes: int | None = None,
+) -> NativeModel:
+    """Pack every tensor for this CPU; all are consumed. Rotary tables reach `context_length` positions.
+
+    With `expert_bytes` experts stay in their file, and at most so many bytes of them are in memory: those that
+    routers chose of late. That changes no bit. HardwareError where the file does not hold them as they are used.
+    """
+    model = NativeModel(spec, threads, isa, expert_bytes)
     for name in weights:
         tensor = weights.take(name)
-        if len(tensor.shape) == 1 or name.endswith(".router.weight"):  # always float32 by the law
+        if expert_bytes is not None and ".experts." in name:
+            model.leave_weight(name, tensor.type.name, _in_place(tensor))
+        elif len(tensor.shape) == 1 or name.endswith(".router.weight"):  # always float32 by the law
             rows = tensor.dequantize().reshape(tensor.raw().shape[0], -1)
             model.set_weight(name, "F32", np.ascontiguousarray(rows).view(np.uint8))
         else:
-            model.set_weight(name, tensor.type.name, tensor.raw())
+            raw = tensor.raw()
+            model.set_weight(name, tensor.type.name, raw)
+            let_go(raw)
     weights.finish()
     model.finish()
     model.set_rope(*rope.tables(spec, context_length, context_length))
     return model
+
+
+def _in_place(tensor: Tensor) -> NDArray[np.uint8]:
+    raw = tensor.raw()
+    if not is_mapped(raw) or not raw.flags.c_contiguous:
+        raise HardwareError(
+            f"the model does not fit in memory, and its experts cannot stay in the file: {tensor.name} is stored there in "
+            "another order; `vitral convert` to GGUF, then open that"
+        )
+    return raw

@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from vitral.errors import FormatError, TruncatedFile
 from vitral.native import read_texts
 
-__all__ = ["LARGEST_ELEMENTS", "Cursor", "map_file", "nearest", "product"]
+__all__ = ["LARGEST_ELEMENTS", "Cursor", "is_mapped", "let_go", "map_file", "nearest", "product"]
 
 # The largest product of dimensions: above any tensor there is, and times 8 bytes still inside 64 bits.
 LARGEST_ELEMENTS = 1 << 48
@@ -49,6 +49,33 @@ def map_file(path: Path, smallest: int = 1) -> NDArray[np.uint8]:
         return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8)
     finally:
         os.close(descriptor)
+
+
+def is_mapped(array: NDArray[np.uint8]) -> bool:
+    """Whether the bytes are a file's, mapped by `map_file`, and not memory of their own."""
+    return _mapping(array) is not None
+
+
+def let_go(array: NDArray[np.uint8]) -> None:
+    """Take the pages of a mapped file out of this process; who reads them again finds them in the system's cache.
+
+    Does nothing to an array with memory of its own.
+    """
+    mapping = _mapping(array)
+    if mapping is None or not hasattr(mapping, "madvise"):
+        return
+    start = array.__array_interface__["data"][0] - np.frombuffer(mapping, np.uint8).__array_interface__["data"][0]
+    page = start // mmap.PAGESIZE * mmap.PAGESIZE
+    mapping.madvise(mmap.MADV_DONTNEED, page, start - page + array.nbytes)
+
+
+def _mapping(array: NDArray[np.uint8]) -> mmap.mmap | None:
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def product(numbers: Iterable[int], largest: int = LARGEST_ELEMENTS) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -114,11 +115,12 @@ class Weights(Mapping[str, Tensor]):
         """Everything as `model.reference` wants it, read into memory."""
         return {name: tensor.law() for name, tensor in self.tensors.items()}
 
-    def n_bytes(self) -> int:
-        """Bytes of all tensors in their types."""
+    def n_bytes(self, part: str = "") -> int:
+        """Bytes of all tensors in their types, or of those with `part` in their names."""
         return sum(
-            int(np.prod(tensor.shape)) // tensor.type.block * tensor.type.bytes_per_block
-            for tensor in self.tensors.values()
+            math.prod(tensor.shape) // tensor.type.block * tensor.type.bytes_per_block
+            for name, tensor in self.tensors.items()
+            if part in name
         )
 
     def digests(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from vitral.native.features import InstructionSet, available, choose, instruction_sets
 from vitral.native.kernels import Packed, matmul, pack, quantise_rows, rows_of, unpack
-from vitral.native.model import Cache, NativeModel, argmax, top_n, top_rows
+from vitral.native.model import Cache, ExpertCounts, NativeModel, argmax, top_n, top_rows
 from vitral.native.selftest import self_test
 from vitral.native.texts import read_texts
 
 __all__ = [
     "Cache",
+    "ExpertCounts",
     "InstructionSet",
     "NativeModel",
     "Packed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from vitral.model.law import F32, LowRank
 from vitral.model.spec import ModelSpec
 from vitral.native import _core
 
-__all__ = ["Cache", "NativeModel", "OnTap", "argmax", "top_n", "top_rows"]
+__all__ = ["Cache", "ExpertCounts", "NativeModel", "OnTap", "argmax", "top_n", "top_rows"]
 
 Cache = _core.Cache
 """Keys and values in pages: `.n_pages`, `.page_size` (positions), `.nbytes`, `.copy_page(from, to)`."""
@@ -22,10 +23,24 @@ OnTap = Callable[[str, NDArray[np.generic], int], None]
 I32 = NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertCounts:
+    """Experts that stay in their file: the most bytes of them in memory, and the bytes that are there now.
+
+    `hits` were in memory when a router chose them, `misses` were not; `bytes_read` are the file's bytes that misses took.
+    """
+
+    budget_bytes: int
+    held_bytes: int
+    hits: int
+    misses: int
+    bytes_read: int
+
+
 class NativeModel:
     """A model in memory, packed for this CPU; one call at a time runs, from any thread."""
 
-    def __init__(self, spec: ModelSpec, threads: int, isa: str) -> None:
+    def __init__(self, spec: ModelSpec, threads: int, isa: str, expert_bytes: int | None = None) -> None:
         moe = spec.moe
         config = {
             "dim": spec.dim,
@@ -44,6 +59,8 @@ class NativeModel:
         }
         self.spec = spec
         self._model = _core.Model(config, isa, threads)
+        if expert_bytes is not None:
+            self._model.limit_experts(expert_bytes)
 
     @property
     def isa(self) -> str:
@@ -57,7 +74,7 @@ class NativeModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights."""
+        """Bytes of the packed weights, of experts those that are in memory now."""
         return int(self._model.weight_bytes)
 
     def set_weight(self, name: str, type: str, raw: NDArray[np.uint8]) -> None:
@@ -66,6 +83,18 @@ class NativeModel:
         Norms and routers are float32. ValueError where name, type or shape do not fit.
         """
         self._model.set_weight(name, type, np.ascontiguousarray(raw))
+
+    def leave_weight(self, name: str, type: str, raw: NDArray[np.uint8]) -> None:
+        """As `set_weight`, for a matrix of an expert that is packed when a router chooses it, under `expert_bytes`.
+
+        `raw` is a contiguous view of a mapped file: its pages are read ahead and let go again.
+        """
+        self._model.leave_weight(name, type, raw)
+
+    @property
+    def expert_counts(self) -> ExpertCounts:
+        """What `expert_bytes` led to so far; all 0 without it."""
+        return ExpertCounts(**self._model.expert_counts)
 
     def finish(self) -> None:
         """All weights are set; ValueError names one that is missing, left over or of a wrong shape."""

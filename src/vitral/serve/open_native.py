@@ -45,7 +45,12 @@ def open_native(options: WorkerOptions, residency: Residency, *, pinned: bool = 
     else:
         try:
             plan = plan_cache(
-                checkpoint.spec, checkpoint.weights.n_bytes(), options.kv_type, options.context_length, budget
+                checkpoint.spec,
+                checkpoint.weights.n_bytes(),
+                options.kv_type,
+                options.context_length,
+                budget,
+                expert_bytes=checkpoint.weights.n_bytes(".experts."),
             )
         except HardwareError as error:
             raise SettingsError(f"{name} exceeds the memory budget alone: {error}") from None
