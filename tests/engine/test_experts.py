@@ -15,6 +15,7 @@ from tests.parity.families import FAMILIES
 from vitral.engine.memory import PAGE_SIZE, plan_cache
 from vitral.engine.native import NativeForward, native_model
 from vitral.errors import HardwareError
+from vitral.formats.bounds import is_mapped, let_go, map_file
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.weights import Weights
 from vitral.model.arithmetic import kv_bytes
@@ -182,3 +183,31 @@ def test_the_plan_shares_memory_between_cache_and_experts() -> None:
     assert plan_cache(spec, 26 * 10**9, "bf16", None, 40 * 10**9, expert_bytes=25 * 10**9).expert_bytes is None
     with pytest.raises(HardwareError, match="need more than"):  # a dense model of the size
         plan_cache(replace(spec, moe=None), 26 * 10**9, "bf16", None, 20 * 10**9)
+
+
+def test_loading_lets_go_of_the_file(tmp_path: Path) -> None:
+    """Mapped pages that were packed leave the process; an array of its own keeps its bytes."""
+    path = tmp_path / "bytes"
+    path.write_bytes(bytes(range(256)) * (1 << 16))  # 16 MiB
+    mapped = map_file(path)
+    part = mapped[5000:-3000]
+    assert is_mapped(part)
+    before, total = _mapped_kib(path), int(part.sum())
+    assert _mapped_kib(path) - before > 16_000
+    let_go(part)
+    assert _mapped_kib(path) < 100
+    assert int(part.sum()) == total
+    own = part.copy()
+    let_go(own)
+    assert not is_mapped(own)
+    assert (own == part).all()
+
+
+def _mapped_kib(path: Path) -> int:
+    """Of a mapped file, how much this process has in memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    return sum(
+        next(int(after.split()[1]) for after in lines if after.startswith("Rss:"))
+        for line in lines
+        if line.endswith(str(path))
+    )
