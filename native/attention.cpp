@@ -25,10 +25,9 @@ void Model::attention(Run& run, int64_t i) {
     const int32_t* pages = run.step.pages + run.step.sequences[t] * run.step.table_width;
     for (int64_t h = 0; h < K; ++h) {
       const KvView view = run.cache.view(i, h, pages);
-      const int64_t size = view.type == KvType::f32 ? 4 : 2, page = pages[position / view.page_size];
-      uint8_t* keys = const_cast<uint8_t*>(view.keys) + page * view.key_stride + slot / kKeyBlock * kKeyBlock * D * size;
-      const int64_t row = view.type == KvType::bf16 ? slot / 2 * 2 : slot;  // two positions lie together
-      uint8_t* values = const_cast<uint8_t*>(view.values) + page * view.value_stride + row * D * size;
+      const int64_t page = pages[position / view.page_size], block = slot / kKeyBlock * kv_block_bytes(view.type, D);
+      uint8_t* keys = const_cast<uint8_t*>(view.keys) + page * view.key_stride + block;
+      uint8_t* values = const_cast<uint8_t*>(view.values) + page * view.value_stride + block;
       kernels_.store_kv(run.k.data() + (t * K + h) * D, run.v.data() + (t * K + h) * D, view.type, static_cast<int>(D),
                         static_cast<int>(slot % kKeyBlock), keys, values);
     }

@@ -16,11 +16,11 @@ class Cache {
       : n_layers_(n_layers), n_kv_heads_(n_kv_heads), head_dim_(head_dim), n_pages_(n_pages), page_size_(page_size), type_(type) {
     if (page_size < kKeyBlock || page_size % kKeyBlock)
       throw std::invalid_argument("page_size is " + std::to_string(page_size) + "; allowed: multiples of 16");
-    if (type == KvType::bf16 && page_size % kPairs)
-      throw std::invalid_argument("page_size is " + std::to_string(page_size) + "; allowed with bf16: multiples of 32");
+    if (in_pairs(type) && page_size % kPairs)
+      throw std::invalid_argument("page_size is " + std::to_string(page_size) + "; allowed with bf16 and q8_0: multiples of 32");
     if (n_pages < 1 || n_pages > (int64_t{1} << 31) / page_size)
       throw std::invalid_argument("n_pages is " + std::to_string(n_pages) + "; allowed: 1 to 2^31 positions in all");
-    head_bytes_ = page_size * head_dim * (type == KvType::f32 ? 4 : 2);
+    head_bytes_ = page_size / kKeyBlock * kv_block_bytes(type, head_dim);
     // One page more: page n_pages is nobody's and pads short page tables.
     memory_ = Buffer(2 * n_layers * (n_pages + 1) * page_bytes());
   }

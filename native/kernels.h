@@ -10,11 +10,20 @@ constexpr int kSplit = 256;    // keys that attention sums before merging
 constexpr int kKeyBlock = 16;  // keys that lie side by side in the cache
 constexpr int kPairs = 32;     // bfloat16 elements whose products are summed before they join the rest
 
-enum class KvType : uint8_t { f32, f16, bf16 };
+enum class KvType : uint8_t { f32, f16, bf16, q8_0 };
 
-// Keys and values of one layer and one key/value head, in pages of `page_size` positions:
-// keys [page_size / 16][D][16], values [page_size][D]; as bf16, the operand order of tiles,
-// keys [page_size / 16][D / 2][16][2], values [page_size / 2][D][2].
+// Whether keys and values are multiplied as bfloat16, two by two.
+[[gnu::always_inline]] constexpr bool in_pairs(KvType t) { return t == KvType::bf16 || t == KvType::q8_0; }
+
+// Keys and values of one layer and one key/value head, in pages of `page_size` positions, in blocks of 16:
+// keys [D][16], values [16][D]; as bf16, the operand order of tiles, keys [D / 2][16][2], values [8][D][2];
+// as q8_0 codes, keys [D][16], values [16][D in whole 16], and behind them f16 scales [D / 32][16].
+// Bytes of the keys or values of such a block.
+[[gnu::always_inline]] constexpr int64_t kv_block_bytes(KvType t, int64_t head_dim) {
+  if (t == KvType::q8_0) return ((head_dim + 15) / 16 * 16 + (head_dim + 31) / 32 * 2) * kKeyBlock;
+  return head_dim * kKeyBlock * (t == KvType::f32 ? 4 : 2);
+}
+
 struct KvView {
   KvType type;
   int head_dim, page_size;

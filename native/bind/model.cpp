@@ -28,14 +28,15 @@ Config config_from(const nb::dict& d) {
           entry(d, "n_experts_per_token"), entry(d, "n_leading_dense"), nb::cast<float>(d["norm_eps"]), nb::cast<bool>(d["tied_embeddings"])};
 }
 
-const char* name_of(KvType type) { return type == KvType::f32 ? "f32" : type == KvType::f16 ? "f16" : "bf16"; }
+constexpr const char* kKvNames[] = {"f32", "f16", "bf16", "q8_0"};
 
 std::unique_ptr<Cache> make_cache(const Door& door, int64_t n_pages, int64_t page_size, const std::string& kv_type) {
-  for (KvType type : {KvType::f32, KvType::f16, KvType::bf16}) {
+  for (KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::q8_0}) {
     const Config& c = door.model.config();
-    if (kv_type == name_of(type)) return std::make_unique<Cache>(c.n_layers, c.n_kv_heads, c.head_dim, n_pages, page_size, type);
+    if (kv_type == kKvNames[static_cast<int>(type)])
+      return std::make_unique<Cache>(c.n_layers, c.n_kv_heads, c.head_dim, n_pages, page_size, type);
   }
-  throw std::invalid_argument("kv_type is '" + kv_type + "'; allowed: f32, f16, bf16");
+  throw std::invalid_argument("kv_type is '" + kv_type + "'; allowed: f32, f16, bf16, q8_0");
 }
 
 // Calls `on_tap(name, array, sequence)` with a view that it may write to.
@@ -198,7 +199,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("n_pages", &Cache::n_pages)
       .def_prop_ro("page_size", &Cache::page_size)
       .def_prop_ro("nbytes", &Cache::size)
-      .def_prop_ro("kv_type", [](const Cache& c) { return name_of(c.type()); })
+      .def_prop_ro("kv_type", [](const Cache& c) { return kKvNames[static_cast<int>(c.type())]; })
       .def("copy_page", [](Cache& c, int64_t from, int64_t to) {
         if (from < 0 || to < 0 || from >= c.n_pages() || to >= c.n_pages())
           throw std::out_of_range("pages " + std::to_string(from) + ", " + std::to_string(to) + " of " + std::to_string(c.n_pages()));

@@ -99,6 +99,13 @@ inline void load_pairs(const uint8_t* p, F& first, F& second) {
   first = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
   second = {_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))};
 }
+// And back, rounded.
+inline void store_pairs_of(uint8_t* p, F first, F second) {
+  const F x = round_bf16(first), y = round_bf16(second);
+  const auto join = [](__m256 low, __m256 high) { return _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(low), 16), _mm256_castps_si256(high)); };
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), join(x.a, y.a));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), join(x.b, y.b));
+}
 inline F first_lanes(F x, int n) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   __m256 a = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));

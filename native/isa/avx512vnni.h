@@ -74,6 +74,10 @@ inline void load_pairs(const uint8_t* p, F& first, F& second) {
   first = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
   second = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
 }
+// And back, rounded.
+inline void store_pairs_of(uint8_t* p, F first, F second) {
+  _mm512_storeu_si512(p, _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(round_bf16(first)), 16), _mm512_castps_si512(round_bf16(second))));
+}
 inline F first_lanes(F x, int n) { return _mm512_maskz_mov_ps(static_cast<__mmask16>((1u << n) - 1), x); }
 inline float merge(F x) {
   __m256 h = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));

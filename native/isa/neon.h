@@ -82,6 +82,12 @@ inline void load_pairs(const uint8_t* p, F& first, F& second) {
        first.v[i] = vreinterpretq_f32_u32(vshlq_n_u32(x, 16));
        second.v[i] = vreinterpretq_f32_u32(vandq_u32(x, vdupq_n_u32(0xFFFF0000))))
 }
+// And back, rounded.
+inline void store_pairs_of(uint8_t* p, F first, F second) {
+  const F x = round_bf16(first), y = round_bf16(second);
+  EACH(const uint32x4_t pair = vorrq_u32(vshrq_n_u32(vreinterpretq_u32_f32(x.v[i]), 16), vreinterpretq_u32_f32(y.v[i]));
+       vst1q_u8(p + i * 16, vreinterpretq_u8_u32(pair)))
+}
 inline F first_lanes(F x, int n) {
   const int32_t four[4] = {0, 1, 2, 3};
   const int32x4_t lane = vld1q_s32(four);

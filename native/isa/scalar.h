@@ -92,6 +92,10 @@ inline void load_pairs(const uint8_t* p, F& first, F& second) {
   EACH(std::memcpy(&pair, p + i * 4, 4); high = pair << 16; std::memcpy(&first.v[i], &high, 4); high = pair & 0xFFFF0000;
        std::memcpy(&second.v[i], &high, 4))
 }
+// And back, rounded.
+inline void store_pairs_of(uint8_t* p, F first, F second) {
+  EACH(const uint32_t pair = to_bf16(first.v[i]) | to_bf16(second.v[i]) << 16; std::memcpy(p + i * 4, &pair, 4))
+}
 inline F first_lanes(F a, int n) { EACH(a.v[i] = i < n ? a.v[i] : 0.0f) return a; }  // zeros behind
 inline float merge(F a) {  // 0..7 with 8..15, then halves again
   for (int half = 8; half; half /= 2)

@@ -9,21 +9,30 @@ inline F load_kv(const uint8_t* p, int64_t i) {
 }
 inline int kv_size(KvType k) { return k == KvType::f32 ? 4 : 2; }
 
-inline const uint8_t* key_block(const KvView& c, int64_t position) {  // 16 keys, [D][16]
-  const int64_t in_page = position % c.page_size;
-  return c.keys + c.pages[position / c.page_size] * c.key_stride + in_page * c.head_dim * kv_size(c.type);
+// The block of 16 keys or values that holds a position.
+inline int64_t block_in_page(const KvView& c, int64_t position) {
+  return position % c.page_size / kKeyBlock * kv_block_bytes(c.type, c.head_dim);
 }
-inline const uint8_t* value_row(const KvView& c, int64_t position) {
-  return c.values + c.pages[position / c.page_size] * c.value_stride + position % c.page_size * c.head_dim * kv_size(c.type);
+inline const uint8_t* key_block(const KvView& c, int64_t position) {
+  return c.keys + c.pages[position / c.page_size] * c.key_stride + block_in_page(c, position);
+}
+inline const uint8_t* value_block(const KvView& c, int64_t position) {
+  return c.values + c.pages[position / c.page_size] * c.value_stride + block_in_page(c, position);
+}
+inline const uint8_t* value_row(const KvView& c, int64_t position) {  // as f32 or f16, where the rows of a page follow each other
+  return value_block(c, position) + position % kKeyBlock * c.head_dim * kv_size(c.type);
 }
 inline int64_t first_seen(int64_t position, int64_t window) { return window && position >= window ? position - window + 1 : 0; }
 
 void store_pairs(const float* k, const float* v, int head_dim, int slot, uint16_t* keys, uint16_t* values);
+void store_bytes(const float* k, const float* v, int head_dim, int slot, uint8_t* keys, uint8_t* values);
 
 void store_kv(const float* k, const float* v, KvType type, int head_dim, int slot, uint8_t* keys, uint8_t* values) {
-  // keys: the block of 16 keys that holds the slot (0..15); values: the row.
+  // keys and values: the blocks of 16 that hold the slot (0..15).
   if (type == KvType::bf16)
     return store_pairs(k, v, head_dim, slot, reinterpret_cast<uint16_t*>(keys), reinterpret_cast<uint16_t*>(values));
+  if (type == KvType::q8_0) return store_bytes(k, v, head_dim, slot, keys, values);
+  values += slot * head_dim * kv_size(type);
   for (int d = 0; d < head_dim; ++d) {
     if (type == KvType::f32) {
       reinterpret_cast<float*>(keys)[d * 16 + slot] = k[d];
@@ -291,10 +300,10 @@ void scores_of(const float* q, const KvView& c, int64_t position, int64_t window
   const F root = set1(root_of(c.head_dim));
   const int64_t end = position / 16 * 16 + 16;
   float* dots = reinterpret_cast<float*>(kept_tiles.room(end * 4));
-  if (c.type == KvType::bf16) one_score_of_pairs(q, c, end, dots);
+  if (in_pairs(c.type)) one_score_of_pairs(q, c, end, dots);
   for (int64_t p = 0; p <= position; p += 16) {
     F s[1][1];
-    if (c.type == KvType::bf16) {
+    if (in_pairs(c.type)) {
       s[0][0] = load(dots + p);
     } else {
       const uint8_t* keys = key_block(c, p);

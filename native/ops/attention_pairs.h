@@ -1,10 +1,11 @@
-// Attention over keys and values kept as bfloat16. Included by attention.h. The law: law.py,
+// Attention over keys and values kept as bfloat16, or as bytes that become so. Included by attention.h. The law: law.py,
 // `pair_products`; positions in whole blocks of 32, with a pattern of zero where nothing is seen. What lies
 // there in the cache is finite, for `store_pairs` stores nothing else among the values.
 
-// The place of position `slot` in a block of 16 keys, and the row of values that it shares with its neighbour.
+// Position `slot` of a block of 16 keys and of one of values.
 void store_pairs(const float* k, const float* v, int head_dim, int slot, uint16_t* keys, uint16_t* values) {
   bool finite = true;
+  values += slot / 2 * head_dim * 2;  // the row that it shares with its neighbour
   for (int d = 0; d < head_dim; d += 16) {
     uint16_t half[16];
     const int m = head_dim - d < 16 ? head_dim - d : 16;
@@ -20,8 +21,73 @@ void store_pairs(const float* k, const float* v, int head_dim, int slot, uint16_
   for (int d = 0; !finite && d < head_dim; ++d) values[d * 2 + slot % 2] = 0, keys[d / 2 * 32 + slot * 2 + d % 2] = 0x7FC0;
 }
 
-inline const uint8_t* value_pairs(const KvView& c, int64_t position) {
-  return c.values + c.pages[position / c.page_size] * c.value_stride + position % c.page_size * c.head_dim * 2;
+// The same as 8-bit codes with a scale for each 32 dimensions.
+void store_bytes(const float* k, const float* v, int head_dim, int slot, uint8_t* keys, uint8_t* values) {
+  const int wide = (head_dim + 15) / 16 * 16, blocks = (head_dim + 31) / 32;
+  uint16_t* key_scales = reinterpret_cast<uint16_t*>(keys + wide * kKeyBlock) + slot;
+  uint16_t* value_scales = reinterpret_cast<uint16_t*>(values + wide * kKeyBlock) + slot;
+  const auto codes_of = [&](const float* x, int b, int8_t* codes) {
+    float some[32] = {}, scale[16] = {};
+    int32_t sums[2];
+    uint16_t half[16];
+    for (int d = b * 32; d < head_dim && d < b * 32 + 32; ++d) some[d - b * 32] = x[d];
+    quantise(some, 32, codes, scale, sums);
+    store_f16(half, load(scale));
+    return half[0];
+  };
+  bool finite = true;
+  for (int b = 0; b < blocks; ++b) {
+    int8_t codes[32];
+    const int most = wide - b * 32 < 32 ? wide - b * 32 : 32;
+    value_scales[b * kKeyBlock] = codes_of(v, b, codes);
+    finite = finite && (value_scales[b * kKeyBlock] & 0x7C00) != 0x7C00;
+    std::memcpy(values + slot * wide + b * 32, codes, most);
+    key_scales[b * kKeyBlock] = codes_of(k, b, codes);
+    for (int d = 0; d < most; ++d) keys[(b * 32 + d) * kKeyBlock + slot] = static_cast<uint8_t>(codes[d]);
+  }
+  for (int b = 0; !finite && b < blocks; ++b) {
+    value_scales[b * kKeyBlock] = 0, key_scales[b * kKeyBlock] = 0x7E00;
+    std::memset(values + slot * wide + b * 32, 0, wide - b * 32 < 32 ? wide - b * 32 : 32);
+  }
+}
+
+inline thread_local Scratch kept_keys, kept_values;
+
+// 16 keys from position p on, [D / 2][16][2]; bytes become bfloat16 in place number `at` of a few.
+inline const uint8_t* key_pairs(const KvView& c, int64_t p, int at) {
+  const uint8_t* block = key_block(c, p);
+  if (c.type == KvType::bf16) return block;
+  const int wide = (c.head_dim + 15) / 16 * 16;
+  uint8_t* out = kept_keys.room(8 * wide * 32) + at * wide * 32;
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(block + wide * kKeyBlock);
+  for (int d = 0; d < c.head_dim; d += 2) {
+    const F scale = load_f16(scales + d / 32 * kKeyBlock);
+    store_pairs_of(out + d * 32, mul(load_s8(block + d * 16), scale), mul(load_s8(block + d * 16 + 16), scale));
+  }
+  return out;
+}
+
+// Values of 32 positions from p on, `vectors` x 16 dimensions from d on: rows of two positions, `row` bytes apart.
+inline const uint8_t* value_pairs(const KvView& c, int64_t p, int d, int vectors, int64_t* row) {
+  if (c.type == KvType::bf16) {
+    *row = c.head_dim * 4;
+    return value_block(c, p) + d * 4;
+  }
+  const int wide = (c.head_dim + 15) / 16 * 16;
+  *row = vectors * 64;
+  uint8_t* out = kept_values.room(16 * *row);
+  for (int half = 0; half < 2; ++half) {
+    const uint8_t* block = value_block(c, p + half * kKeyBlock);
+    for (int v = 0; v < vectors; ++v) {
+      float scales[16];
+      store(scales, load_f16(reinterpret_cast<const uint16_t*>(block + wide * kKeyBlock) + (d + v * 16) / 32 * kKeyBlock));
+      for (int i = 0; i < kKeyBlock; i += 2) {
+        const uint8_t* codes = block + i * wide + d + v * 16;
+        store_pairs_of(out + (half * 8 + i / 2) * *row + v * 64, mul(load_s8(codes), set1(scales[i])), mul(load_s8(codes + wide), set1(scales[i + 1])));
+      }
+    }
+  }
+  return out;
 }
 
 // x * y + z while subnormal numbers are zero. With `careful`, also where that is decided before rounding: 2^32 times
@@ -41,7 +107,7 @@ template <int N, bool careful>
   for (int64_t p = begin; p < end;) {
     const int blocks = end - p >= B * 16 ? B : 1;
     const uint8_t* keys[B];
-    for (int b = 0; b < B; ++b) keys[b] = key_block(c, b < blocks ? p + b * 16 : p);
+    for (int b = 0; b < B; ++b) keys[b] = key_pairs(c, b < blocks ? p + b * 16 : p, b);
     F sum[N][B];
     for (int n = 0; n < N; ++n)
       for (int b = 0; b < B; ++b) sum[n][b] = zero();
@@ -81,7 +147,8 @@ inline void mix_pairs_at(const float* const* patterns, const KvView& c, int64_t 
   for (int n = 0; n < N; ++n)
     for (int v = 0; v < V; ++v) sum[n][v] = zero();
   for (int64_t p = begin; p < end; p += kPairs) {
-    const uint8_t* values = value_pairs(c, p) + d * 4;
+    int64_t row;
+    const uint8_t* values = value_pairs(c, p, d, V, &row);
     F even[N][V], odd[N][V];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n)
@@ -90,7 +157,7 @@ inline void mix_pairs_at(const float* const* patterns, const KvView& c, int64_t 
     for (int i = 0; i < kPairs; i += 2) {
       F first[V], second[V];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) load_pairs(values + i * c.head_dim * 2 + v * 64, first[v], second[v]);
+      for (int v = 0; v < V; ++v) load_pairs(values + i / 2 * row + v * 64, first[v], second[v]);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
         const F x = set1(patterns[n][p - begin + i]), y = set1(patterns[n][p - begin + i + 1]);

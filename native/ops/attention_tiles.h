@@ -62,7 +62,8 @@ inline void attend_tiles(int n, const float* const* q, float* const* z, const in
   configure_attention(n);
   asm volatile("" ::: "memory");  // the compiler does not know that tile loads read what was just stored
   for (int64_t p = begin; p < end; p += 32) {
-    const uint8_t *left = key_block(c, p), *right = key_block(c, p + 16);
+    const uint8_t *left = key_pairs(c, p, 0), *right = key_pairs(c, p + 16, 1);
+    asm volatile("" ::: "memory");
     clear_sums<two>();
     for (int d = 0; d < D; d += kPairs) add_products<two>(queries + d, D * 2, left + d * 32, right + d * 32, 64);
     store_sums<two>(scratch + p - begin, row * 4);
@@ -73,8 +74,10 @@ inline void attend_tiles(int n, const float* const* q, float* const* z, const in
   for (int d = 0; d < D; d += 32) {
     clear_sums<two>();
     for (int64_t p = begin; p < end; p += kPairs) {
-      const uint8_t* values = value_pairs(c, p) + d * 4;
-      add_products<two>(reinterpret_cast<uint16_t*>(scratch) + p - begin, row * 4, values, values + 64, D * 4);
+      int64_t apart;
+      const uint8_t* values = value_pairs(c, p, d, 2, &apart);
+      asm volatile("" ::: "memory");
+      add_products<two>(reinterpret_cast<uint16_t*>(scratch) + p - begin, row * 4, values, values + 64, apart);
     }
     store_sums<two>(sums, 128);
     for (int i = 0; i < n; ++i)

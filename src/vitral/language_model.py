@@ -70,7 +70,7 @@ def load(
     threads: how many compute; VITRAL_THREADS, or all that this process may use.
     context_length: the most tokens of prompt and answer together. Without it: the model's own, at most
         8192, and at most what half of the memory left beside the weights holds.
-    kv_type: what keys and values are kept as, "f32", "f16" or "bf16". It changes the logits' last bits.
+    kv_type: what keys and values are kept as, "f32", "f16", "bf16" or "q8_0". It changes the logits' last bits.
     isa: the instruction set; VITRAL_ISA, or the best that this machine has. It never changes a bit.
     speculation: whether answers may guess ahead where text repeats. It never changes a bit either.
     memory_bytes: the most that weights and cache may take; VITRAL_MEMORY_BUDGET, or what is free if that is less. Of a

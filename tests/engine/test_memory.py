@@ -20,7 +20,7 @@ def test_without_a_wish_the_context_is_the_models_but_at_most_8192() -> None:
 
 
 def test_without_a_wish_little_memory_gives_a_shorter_context() -> None:
-    room = 2 * kv_bytes(SPEC, 1000, 2.0)
+    room = 2 * kv_bytes(SPEC, 1000, "f16")
     plan = plan_cache(SPEC, 0, "f16", None, PROCESS + room)
     assert plan.context_length == 1000 // PAGE_SIZE * PAGE_SIZE
     assert plan.n_pages * PAGE_SIZE >= plan.context_length
@@ -29,7 +29,7 @@ def test_without_a_wish_little_memory_gives_a_shorter_context() -> None:
 
 def test_the_cache_holds_four_contexts_where_memory_allows() -> None:
     assert plan_cache(SPEC, 0, "f16", 100, MUCH).n_pages == 4 * 4
-    assert plan_cache(SPEC, 0, "f16", 100, PROCESS + kv_bytes(SPEC, 128, 2.0)).n_pages == 4
+    assert plan_cache(SPEC, 0, "f16", 100, PROCESS + kv_bytes(SPEC, 128, "f16")).n_pages == 4
 
 
 def test_a_wish_that_memory_cannot_hold_is_an_error_with_the_numbers() -> None:
@@ -40,7 +40,7 @@ def test_a_wish_that_memory_cannot_hold_is_an_error_with_the_numbers() -> None:
 @pytest.mark.parametrize(
     ("kv_type", "context", "says"),
     [
-        ("q8_0", None, "allowed: f32, f16, bf16"),
+        ("q4_0", None, "allowed: f32, f16, bf16, q8_0"),
         ("f16", 0, "a whole number from 1"),
         ("f16", 1.5, "a whole number from 1"),
         ("f16", 100_001, "made for at most 100000"),

@@ -85,6 +85,23 @@ def test_a_block_that_is_not_finite_becomes_nan_and_touches_no_other() -> None:
     assert codes[0, :32].any() == codes[1, 32:].any() == False  # noqa: E712
 
 
+def test_keys_and_values_as_bytes_are_codes_times_half_scales() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((2, 3, 48)).astype(np.float32)  # a block of 32 dimensions and one of 16
+    x[1, 2, 40], x[0, 1, 5] = np.inf, 1e7  # 1e7 / 127 has no finite float16
+    k, v = law.kept(x, x, "q8_0")
+    lost = np.zeros((2, 3), bool)
+    lost[1, 2] = lost[0, 1] = True
+    assert np.isnan(k[lost]).all() and not v[lost].any()
+    for row, kept in zip(x[~lost], v[~lost], strict=True):
+        for block in (slice(0, 32), slice(32, 48)):
+            largest = np.abs(row[block]).max()
+            codes = np.rint(row[block] * (np.float32(127) / largest))
+            scale = np.float32(np.float16(largest / np.float32(127)))
+            assert (kept[block] == law.bfloat16(codes * scale)).all()
+    assert k[~lost].tobytes() == v[~lost].tobytes()
+
+
 def random_quantised(rng: np.random.Generator, n: int, k: int, group: int, minima: bool) -> Quantised:
     def scale() -> F32:
         return (rng.standard_normal((n, k // group)) / 64).astype(np.float32)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from tests.parity.families import FAMILIES, random_weights
 from vitral.model.arithmetic import parameters
+from vitral.model.law import KvType
 from vitral.model.reference import Cache, Reference
 from vitral.model.taps import taps
 
@@ -92,14 +93,13 @@ def test_looking_changes_no_bit() -> None:
         assert model.forward(IDS).tobytes() == model.forward(IDS, on_tap=lambda name, value: None).tobytes()
 
 
-def test_an_f16_cache_rounds_keys_and_values_to_nearest() -> None:
+@pytest.mark.parametrize(("kv_type", "most"), [("f16", 2e-3), ("bf16", 1e-2), ("q8_0", 2e-2)])
+def test_a_smaller_cache_rounds_keys_and_values_to_nearest(kv_type: KvType, most: float) -> None:
     spec = FAMILIES["llama-2"]
     model = Reference(spec, random_weights(spec))
-    cache = Cache(spec, "f16")
-    exact, rounded = model.forward(IDS), model.forward(IDS, cache)
-    assert cache.keys[0].dtype == np.float16
+    exact, rounded = model.forward(IDS), model.forward(IDS, Cache(spec, kv_type))
     error = np.abs(exact - rounded).max() / np.abs(exact).max()
-    assert 0 < error < 2e-3
+    assert 0 < error < most
 
 
 def test_the_families_together_have_what_the_architectures_have() -> None:

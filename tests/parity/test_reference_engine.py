@@ -17,7 +17,7 @@ from tests.parity.engines import native_model, run
 from tests.parity.families import FAMILIES, random_weights
 from vitral.formats import quants
 from vitral.formats.quantize import encode
-from vitral.model.law import F32, Quantised
+from vitral.model.law import F32, KV_TYPES, KvType, Quantised
 from vitral.model.reference import Cache, Reference
 from vitral.model.spec import ModelSpec
 from vitral.model.taps import taps
@@ -100,7 +100,7 @@ def first_difference(expected: Mapping[str, Any], found: list[tuple[str, int, An
 
 
 @pytest.mark.parametrize("isa", available())
-@pytest.mark.parametrize("kv_type", ["f16", "bf16"])
+@pytest.mark.parametrize("kv_type", ["f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_value_has_the_bits_of_the_reference(family: str, kv_type: str, isa: str) -> None:
     spec, raw, _ = model(family, "Q4_1")
@@ -121,7 +121,7 @@ def test_every_weight_type_has_the_bits_of_the_reference(family: str, type_: str
 
 
 @pytest.mark.parametrize("isa", available())
-@pytest.mark.parametrize("kv_type", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("family", SOME)
 def test_logits_do_not_depend_on_cut_mixture_threads_or_page(family: str, kv_type: str, isa: str) -> None:
     spec, raw, weights = model(family, "Q4_1")
@@ -130,12 +130,12 @@ def test_logits_do_not_depend_on_cut_mixture_threads_or_page(family: str, kv_typ
     for threads in (1, 2, 3):
         native = native_model(spec, raw, isa, threads)
         for cuts, page_size in [([64], 16), ([1], 16), ([7, 1, 2], 32), ([1, 13, 5, 1], 48)]:
-            found = run(native, sequences, cuts, kv_type, page_size * 2 if kv_type == "bf16" else page_size)
+            found = run(native, sequences, cuts, kv_type, page_size * 2 if kv_type in ("bf16", "q8_0") else page_size)
             for ours, theirs in zip(found, expected, strict=True):
                 assert ours.tobytes() == theirs.tobytes(), (threads, cuts, page_size)
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "bf16"])
+@pytest.mark.parametrize("kv_type", ["f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("window", [None, 300])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)])
 def test_long_sequences_keep_the_bits_over_splits_of_keys(
@@ -189,7 +189,8 @@ def test_a_replaced_value_has_the_effect_that_it_has_in_the_reference(family: st
 
 
 @pytest.mark.parametrize("isa", available())
-def test_what_bfloat16_cannot_hold_stays_where_it_is(isa: str) -> None:
+@pytest.mark.parametrize("kv_type", ["bf16", "q8_0"])
+def test_what_the_cache_cannot_hold_stays_where_it_is(kv_type: KvType, isa: str) -> None:
     """Subnormal numbers count as zero; who sees a value that is not finite gets NaN, who does not is untouched."""
     spec, raw, weights = model("mistral-nemo", "Q8_0")  # heads of 32, so that tiles are at work
     rng = np.random.default_rng(7)
@@ -207,9 +208,9 @@ def test_what_bfloat16_cannot_hold_stays_where_it_is(isa: str) -> None:
 
         places = [np.array(x, np.int32) for x in (IDS[:taken], range(taken), [0] * taken, range(taken))]
         native = native_model(spec, raw, isa, 2)
-        cache = native.new_cache(2, 32, "bf16")
+        cache = native.new_cache(2, 32, kv_type)
         found = native.forward(cache, *places[:3], np.array([[1, 0]], np.int32), places[3], [name], change)
-        return Reference(spec, weights, 64).forward(IDS[:taken], Cache(spec, "bf16"), see), found
+        return Reference(spec, weights, 64).forward(IDS[:taken], Cache(spec, kv_type), see), found
 
     for name in ("blocks.0.attn.hook_v", "blocks.0.attn.hook_rot_k"):
         expected, found = forward(name, tiny, len(IDS))

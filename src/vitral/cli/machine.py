@@ -11,6 +11,9 @@ import typer
 __all__ = ["AsJson", "print_json"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead.")]
+KvTypeOption = Annotated[
+    str, typer.Option(help="What keys and values are kept as: bf16, f16, f32, or q8_0, half of bf16's memory.")
+]
 
 
 def print_json(value: object) -> None:

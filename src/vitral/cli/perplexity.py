@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from vitral.cli.output import AsJson, facts, print_json, progress_bar
+from vitral.cli.machine import AsJson, KvTypeOption, print_json
+from vitral.cli.output import facts, progress_bar
 from vitral.errors import RequestError
 
 __all__ = ["perplexity"]
@@ -21,6 +22,7 @@ def perplexity(
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens from a window to the next (half a window).")] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Stop after so many windows.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
+    kv_type: KvTypeOption = "bf16",
     as_json: AsJson = False,
 ) -> None:
     """Measure how well a model predicts a text, by sliding windows."""
@@ -32,7 +34,7 @@ def perplexity(
         raise RequestError(f"{file} cannot be read: {error.strerror}; give a text file") from None
     except UnicodeDecodeError as error:
         raise RequestError(f"{file} is not UTF-8 text at byte {error.start}; give one that is") from None
-    with vitral.load(model, threads=threads) as loaded, progress_bar("windows") as bar:
+    with vitral.load(model, threads=threads, kv_type=kv_type) as loaded, progress_bar("windows") as bar:
         ids = loaded.tokenizer.encode(text)
         size = window or min(512, loaded.context_length)
         step = stride or max(1, size // 2)

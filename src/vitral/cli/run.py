@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitral.cli.machine import AsJson, print_json
+from vitral.cli.machine import AsJson, KvTypeOption, print_json
 from vitral.errors import RequestError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def run(
             help="Memory that weights and cache may take, such as 20GB; of a larger mixture, experts stay in the file."
         ),
     ] = None,
+    kv_type: KvTypeOption = "bf16",
     verify_key: Annotated[Path | None, typer.Option(help="A public key: refuse a model that it did not sign.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -86,7 +87,12 @@ def run(
         raise RequestError("--raw continues a text, and there is none; add --prompt TEXT")
     budget = None if memory_budget is None else size_of("--memory-budget", memory_budget)
     with vitral.load(
-        model, threads=threads, context_length=context, verify_key=verify_key, memory_bytes=budget
+        model,
+        threads=threads,
+        context_length=context,
+        kv_type=kv_type,
+        verify_key=verify_key,
+        memory_bytes=budget,
     ) as loaded:
         if interactive:
             _chat(loaded, model, system, template, sampling)

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from vitral.cli.output import AsJson, console, print_json
+from vitral.cli.machine import AsJson, KvTypeOption, print_json
+from vitral.cli.output import console
 from vitral.errors import SettingsError
 
 __all__ = ["serve"]
@@ -29,6 +30,7 @@ def serve(
         list[str] | None, typer.Option(help="NAME=PATH of a LoRA adapter for the first model; MODEL:NAME asks for it.")
     ] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
+    kv_type: KvTypeOption = "bf16",
     records: Annotated[
         str | None, typer.Option(help="Database of records: sqlite:///FILE or postgresql+psycopg://...")
     ] = None,
@@ -103,7 +105,11 @@ def serve(
         ServerOptions(
             models=[
                 WorkerOptions(
-                    name, threads=threads, context_length=context, adapters=adapters if name == names[0] else ()
+                    name,
+                    threads=threads,
+                    context_length=context,
+                    kv_type=kv_type,
+                    adapters=adapters if name == names[0] else (),
                 )
                 for name in names
             ],

@@ -59,7 +59,7 @@ def show(
         "licence tag": found["licence_tag"] or "none in the file",
         "parameters": f"{count.total:,} in all, {count.active:,} active for a token",
         "weights": f"{size_text(found['memory']['weights_bytes'])} ({', '.join(f'{n} x {t}' for t, n in types.items())})",
-        "cache": f"{size_text(found['memory']['kv_bytes'])} for {tokens:,} tokens in f16",
+        "cache": f"{size_text(found['memory']['kv_bytes'])} for {tokens:,} tokens in bf16",
     }
     if digest:
         rows["digest"] = found["digest"]

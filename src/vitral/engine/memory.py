@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitral.errors import HardwareError, SettingsError
 from vitral.model.arithmetic import kv_bytes
+from vitral.model.law import KV_TYPES
 from vitral.model.spec import ModelSpec
 
 __all__ = ["PAGE_SIZE", "CachePlan", "available_bytes", "plan_cache"]
@@ -17,7 +18,6 @@ USUAL_CONTEXT = 8192  # tokens a model is opened for unless asked otherwise
 _PROCESS = 150 << 20  # bytes of interpreter, tokenizer and scratch
 _PACKED = 1.1  # packed weights over file size, at most
 _LEAST_CONTEXT = 2048  # tokens below which a mixture rather leaves experts in its file
-_KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ def plan_cache(
     Raises SettingsError for a kv_type or length that cannot be, HardwareError with the numbers if memory
     is too small.
     """
-    if kv_type not in _KV_BYTES:
-        raise SettingsError(f"kv_type is {kv_type!r}; allowed: {', '.join(_KV_BYTES)}")
-    per_token = kv_bytes(spec, 1, _KV_BYTES[kv_type])
+    if kv_type not in KV_TYPES:
+        raise SettingsError(f"kv_type is {kv_type!r}; allowed: {', '.join(KV_TYPES)}")
+    per_token = kv_bytes(spec, 1, kv_type)
     needed = int(weight_bytes * _PACKED) + _PROCESS
     wished, free = context_length, available is None
     available = available_bytes() if available is None else available

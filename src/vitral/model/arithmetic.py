@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vitral.model.law import BLOCK, KV_DEFAULT, KvType
 from vitral.model.spec import ModelSpec
 
 __all__ = ["Parameters", "flops_per_token", "kv_bytes", "parameters", "weight_bytes"]
@@ -87,11 +88,15 @@ def weight_bytes(spec: ModelSpec, bits_per_weight: float) -> int:
     return round((count.total - count.norms) * bits_per_weight / 8) + 4 * count.norms
 
 
-def kv_bytes(spec: ModelSpec, context: int, bytes_per_value: float = 2.0) -> int:
-    """Bytes of the keys and values of `context` positions (f16: 2 bytes a value).
+def kv_bytes(spec: ModelSpec, context: int, kv_type: KvType = KV_DEFAULT) -> int:
+    """Bytes of the keys and values of `context` positions.
 
     >>> from vitral.model.presets import preset
     >>> kv_bytes(preset("mistral-7b-v0.3"), 1)
     131072
+    >>> kv_bytes(preset("mistral-7b-v0.3"), 1, "q8_0")  # a byte a value, a scale of two bytes for each 32
+    69632
     """
-    return round(2 * spec.n_layers * spec.n_kv_heads * spec.head_dim * context * bytes_per_value)
+    D = spec.head_dim
+    row = {"f32": 4 * D, "f16": 2 * D, "bf16": 2 * D, "q8_0": -(-D // 16) * 16 + -(-D // BLOCK) * 2}[kv_type]
+    return 2 * spec.n_layers * spec.n_kv_heads * context * row

@@ -10,8 +10,8 @@ a result independent of batch, chunk, cache, thread count and instruction set:
   over the groups it is one chain of `fma`, groups ascending.
 - What an adapter adds is a product of floats, whatever the type of its matrix: `low_rank`.
 - Activations meet a quantised weight as 8-bit integers, one scale for each row and 32 columns.
-- Attention over keys and values kept as bfloat16 multiplies bfloat16 numbers two by two, as the
-  tile unit of AMX does: `pair_products`.
+- Attention over keys and values kept as bfloat16, or as bytes with scales that become so when read,
+  multiplies bfloat16 numbers two by two, as the tile unit of AMX does: `pair_products`.
 
 All arrays are float32 unless said otherwise.
 """
@@ -41,6 +41,7 @@ __all__ = [
     "bfloat16",
     "exp",
     "fma",
+    "kept",
     "lane_sum",
     "linear",
     "low_rank",
@@ -60,8 +61,8 @@ BLOCK = 32  # columns that share one activation scale
 SPLIT = 256  # keys that attention sums before merging, by absolute position
 PAIRS = 32  # elements, two by two, whose products are summed before they join the rest
 
-KvType = Literal["f32", "f16", "bf16"]
-KV_TYPES: tuple[KvType, ...] = ("f32", "f16", "bf16")  # what keys and values may be kept as
+KvType = Literal["f32", "f16", "bf16", "q8_0"]
+KV_TYPES: tuple[KvType, ...] = ("f32", "f16", "bf16", "q8_0")  # what keys and values may be kept as
 KV_DEFAULT: KvType = "bf16"
 
 
@@ -225,14 +226,39 @@ def pair_products(a: F32, b: F32) -> F32:
     return total
 
 
+def kept(k: F32, v: F32, kv_type: KvType) -> tuple[F32, F32]:
+    """What a cache keeps of keys and values (..., D), as float32.
+
+    Rounded to nearest, ties to even. "q8_0": `quantise_rows` of each BLOCK of dimensions (the last filled up
+    with zeros), the scale as float16; code times scale, as bfloat16. As "bf16" and "q8_0" a position with a
+    value that is not finite has zeros as values and NaN as key: who sees it gets NaN, who does not is untouched.
+    """
+    if kv_type == "f32":
+        return k, v
+    with np.errstate(over="ignore"):
+        if kv_type == "f16":
+            return k.astype(np.float16).astype(np.float32), v.astype(np.float16).astype(np.float32)
+        k, v = (_eight_bits(k), _eight_bits(v)) if kv_type == "q8_0" else (bfloat16(k), bfloat16(v))
+    lost = ~np.isfinite(v).all(axis=-1, keepdims=True)
+    return np.where(lost, np.float32(np.nan), k), np.where(lost, np.float32(0), v)
+
+
+def _eight_bits(x: F32) -> F32:
+    n = x.shape[-1]
+    codes, scales = quantise_rows(np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -n % BLOCK)]))
+    with np.errstate(invalid="ignore"):  # zero times an infinite scale
+        values = codes.astype(np.float32) * np.repeat(scales.astype(np.float16).astype(np.float32), BLOCK, axis=-1)
+    return bfloat16(values[..., :n])
+
+
 def attention_scores(q: F32, k: F32, kv_type: KvType = "f32") -> F32:
     """Scaled dot products of queries (..., T, D) and keys (..., S, D): (..., T, S).
 
-    One chain of fma over D, ascending; then times 1 / sqrt(D). For "bf16" the queries are rounded and
-    the products are `pair_products`.
+    One chain of fma over D, ascending; then times 1 / sqrt(D). For "bf16" and "q8_0" the queries are rounded
+    and the products are `pair_products`.
     """
     root = np.float32(1 / math.sqrt(q.shape[-1]))
-    if kv_type == "bf16":
+    if kv_type in ("bf16", "q8_0"):
         return pair_products(bfloat16(q), k) * root
     scores = np.zeros((*q.shape[:-1], k.shape[-2]), np.float32)
     for d in range(q.shape[-1]):
@@ -244,10 +270,10 @@ def attention_z(pattern: F32, v: F32, kv_type: KvType = "f32") -> F32:
     """Mix of values: pattern (..., T, S) by v (..., S, D) gives (..., T, D).
 
     One chain of fma over the keys of a split, ascending; split sums are added in ascending order. For
-    "bf16" the pattern is rounded and the products are `pair_products`, whole PAIRS of positions with
-    zeros behind the last; then 0 is added, so that no zero has a sign.
+    "bf16" and "q8_0" the pattern is rounded and the products are `pair_products`, whole PAIRS of positions
+    with zeros behind the last; then 0 is added, so that no zero has a sign.
     """
-    if kv_type == "bf16":
+    if kv_type in ("bf16", "q8_0"):
         behind = -v.shape[-2] % PAIRS
         pattern = np.pad(bfloat16(pattern), [(0, 0)] * (pattern.ndim - 1) + [(0, behind)])
         v = np.pad(v, [(0, 0)] * (v.ndim - 2) + [(0, behind), (0, 0)])

@@ -25,15 +25,11 @@ A = TypeVar("A", bound=np.generic)
 
 
 class Cache:
-    """Keys and values of the positions so far, for each layer (K, S, D).
-
-    `kv_type` is what they are rounded to (to nearest, ties to even). As "bf16" a value that is not finite
-    counts as zeros and its key as NaN: who sees the position gets NaN, who does not is untouched.
-    """
+    """Keys and values of the positions so far, for each layer (K, S, D), kept as `kv_type` (`law.kept`)."""
 
     def __init__(self, spec: ModelSpec, kv_type: KvType = "f32") -> None:
         self.kv_type = kv_type
-        nothing = np.zeros((spec.n_kv_heads, 0, spec.head_dim), np.float16 if kv_type == "f16" else np.float32)
+        nothing = np.zeros((spec.n_kv_heads, 0, spec.head_dim), np.float32)
         self.keys = [nothing] * spec.n_layers
         self.values = [nothing] * spec.n_layers
 
@@ -42,15 +38,10 @@ class Cache:
 
     def extend(self, layer: int, k: F32, v: F32) -> tuple[F32, F32]:
         """Add keys and values (T, K, D); return all of the layer's, (K, S, D)."""
-        if self.kv_type == "bf16":
-            k, v = law.bfloat16(k), law.bfloat16(v)
-            lost = ~np.isfinite(v).all(axis=-1, keepdims=True)
-            k, v = np.where(lost, np.float32(np.nan), k), np.where(lost, np.float32(0), v)
-        with np.errstate(over="ignore"):
-            new_k, new_v = (x.swapaxes(0, 1).astype(self.keys[layer].dtype) for x in (k, v))
-        self.keys[layer] = np.concatenate([self.keys[layer], new_k], axis=1)
-        self.values[layer] = np.concatenate([self.values[layer], new_v], axis=1)
-        return self.keys[layer].astype(np.float32), self.values[layer].astype(np.float32)
+        k, v = law.kept(k, v, self.kv_type)
+        self.keys[layer] = np.concatenate([self.keys[layer], k.swapaxes(0, 1)], axis=1)
+        self.values[layer] = np.concatenate([self.values[layer], v.swapaxes(0, 1)], axis=1)
+        return self.keys[layer], self.values[layer]
 
 
 class Reference:

@@ -105,7 +105,7 @@ class NativeModel:
         self._model.set_rope(np.ascontiguousarray(cos), np.ascontiguousarray(sin))
 
     def new_cache(self, n_pages: int, page_size: int, kv_type: str) -> Cache:
-        """A cache of `n_pages` pages of `page_size` positions (a multiple of 16; of 32 as "bf16"), of a type of `law.KV_TYPES`."""
+        """A cache of `n_pages` pages of `page_size` positions (a multiple of 16; of 32 as "bf16" and "q8_0"), of a type of `law.KV_TYPES`."""
         return self._model.new_cache(n_pages, page_size, kv_type)
 
     def forward(
