@@ -143,7 +143,7 @@ def test_a_mixture_that_does_not_fit_is_opened_with_its_experts_in_the_file(
     with vitral.load(path, threads=1, context_length=64) as model:
         ids = model.generate("abc", max_tokens=8).token_ids
     assert not caplog.records
-    budget = rest + kv_bytes(checkpoint.spec, 64, 2.0) + expert_bytes // 3
+    budget = rest + kv_bytes(checkpoint.spec, 64) + expert_bytes // 3
     with vitral.load(path, threads=1, context_length=64, memory_bytes=budget) as model:
         assert model.generate("abc", max_tokens=8).token_ids == ids
         forward = model.engine.forward
@@ -177,7 +177,7 @@ def test_the_plan_shares_memory_between_cache_and_experts() -> None:
     spec = replace(SPEC, n_layers=32, n_kv_heads=8, head_dim=128, n_heads=8, max_context=32768)
     plan = plan_cache(spec, 26 * 10**9, "bf16", None, 20 * 10**9, expert_bytes=25 * 10**9)
     assert plan.expert_bytes is not None
-    cache_bytes = plan.n_pages * PAGE_SIZE * kv_bytes(spec, 1, 2.0)
+    cache_bytes = plan.n_pages * PAGE_SIZE * kv_bytes(spec, 1)
     assert plan.context_length == 8192 == plan.n_pages * PAGE_SIZE
     assert plan.expert_bytes + cache_bytes + int(1.1e9) + PROCESS == pytest.approx(20 * 10**9, abs=10)
     assert plan_cache(spec, 26 * 10**9, "bf16", None, 40 * 10**9, expert_bytes=25 * 10**9).expert_bytes is None
