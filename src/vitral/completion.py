@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vitral.engine.request import FinishReason, SamplingParams, TokenScore
-from vitral.engine.tool_parser import ToolCall
 from vitral.errors import RequestError
+
+if TYPE_CHECKING:
+    from vitral.engine.tool_parser import ToolCall
 
 __all__ = ["Completion", "Perplexity", "StopStrings", "Timings", "Usage"]
 

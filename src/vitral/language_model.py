@@ -25,7 +25,6 @@ from vitral.engine import sampler
 from vitral.engine.adapters import Adapters, LoadedAdapter, TakesAdapters
 from vitral.engine.engine import Answer, Engine
 from vitral.engine.forward import Forward
-from vitral.engine.grammar import Constraint, Grammars, Matcher
 from vitral.engine.request import (
     Event,
     Finished,
@@ -35,19 +34,20 @@ from vitral.engine.request import (
     SamplingParams,
     TokenScore,
 )
-from vitral.engine.tool_parser import Delta, TextDelta, ToolParser
-from vitral.engine.tools import CallFormat, ToolChoice, ToolUse, call_id, messages_for_template, use_tools
+from vitral.engine.tool_parser import Delta, TextDelta, ToolParser, messages_for_template
 from vitral.errors import RequestError, SettingsError
 from vitral.model.law import F32, KV_DEFAULT
 from vitral.model.spec import ModelSpec
 from vitral.settings import read_settings
 from vitral.tokenizer.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # most answers have neither constraint nor tools: these are read when the first has
+    from vitral.engine.grammar import Constraint, Grammars, Matcher
+    from vitral.engine.tools import CallFormat, ToolChoice, ToolUse
     from vitral.formats.canonical import Checkpoint
     from vitral.formats.weights import Weights
 
-__all__ = ["Constraint", "LanguageModel", "Stream", "load", "of_checkpoint", "tokenizer_of"]
+__all__ = ["LanguageModel", "Stream", "load", "of_checkpoint", "tokenizer_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -81,11 +81,10 @@ def load(
     fit: SignatureError. Raises ModelNotFound, FormatError, UnsupportedArchitecture, SettingsError, or HardwareError if
     memory or CPU cannot do it.
     """
-    from vitral.formats.checkpoint import open_checkpoint
-    from vitral.hub import admitted
+    from vitral.hub import open_admitted
 
     return of_checkpoint(
-        open_checkpoint(admitted(str(path_or_name), verify_key)),
+        open_admitted(str(path_or_name), verify_key),
         threads=threads,
         context_length=context_length,
         kv_type=kv_type,
@@ -170,7 +169,7 @@ class LanguageModel:
     """A model that generates. Several threads may use it at once: their requests share the steps.
 
     `spec` says what the model is, `tokenizer` turns text into ids and back, `engine` runs requests of
-    ids, `context_length` is the most tokens of prompt and answer, `grammars` starts constraints, `weights` are
+    ids, `context_length` is the most tokens of prompt and answer, `weights` are
     the tensors in their file, for who looks at them.
     """
 
@@ -190,7 +189,6 @@ class LanguageModel:
         self.weights = weights
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.grammars = Grammars(tokenizer, spec.vocab_size)
         self._engine: Engine | None = Engine(
             forward,
             context_length=context_length,
@@ -199,6 +197,13 @@ class LanguageModel:
             speculation=speculation,
         )
         self._loaded_adapters = Adapters(forward, self._engine) if isinstance(forward, TakesAdapters) else None
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Constraints over this model's vocabulary."""
+        from vitral.engine.grammar import Grammars
+
+        return Grammars(self.tokenizer, self.spec.vocab_size)
 
     @property
     def engine(self) -> Engine:
@@ -431,6 +436,8 @@ class LanguageModel:
             raise RequestError("tools go with messages; give messages, or leave tools out")
         if constraint is not None and choice != "none":
             raise RequestError("constraint and tools were both given; leave one out, or say tool_choice none")
+        from vitral.engine.tools import use_tools
+
         use = use_tools(self.tokenizer, tools, choice, parallel=parallel)
         return None if choice == "none" else use
 
@@ -540,6 +547,8 @@ class Stream(Iterator[str]):
         self._first_token_s: float | None = None
         self._tools: ToolParser | None = None
         if call_format is not None:
+            from vitral.engine.tools import call_id
+
             self._tools = ToolParser(call_format, functools.partial(call_id, call_format, prompt, self._answer.seed))
         self._conforms: bool | None = None if matcher is None else False
         self._completion: Completion | None = None

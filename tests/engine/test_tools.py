@@ -13,8 +13,8 @@ from tests.engine.vocabularies import ByteVocabulary
 from vitral.engine.engine import Engine
 from vitral.engine.grammar import Grammars
 from vitral.engine.request import NewToken, SamplingParams
-from vitral.engine.tool_parser import Delta, TextDelta, ToolCall, ToolParser
-from vitral.engine.tools import CallFormat, call_format, call_id, messages_for_template, tool_constraint, tools_from
+from vitral.engine.tool_parser import Delta, TextDelta, ToolCall, ToolParser, messages_for_template
+from vitral.engine.tools import CallFormat, call_format, call_id, tool_constraint, tools_from
 from vitral.errors import RequestError
 from vitral.tokenizer.special import Special, Specials
 

@@ -6,11 +6,13 @@ import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from vitral.errors import RequestError
-from vitral.formats.adapters import Adapter
 from vitral.model.law import LowRank
+
+if TYPE_CHECKING:
+    from vitral.formats.adapters import Adapter
 
 __all__ = ["Adapters", "LoadedAdapter", "TakesAdapters"]
 

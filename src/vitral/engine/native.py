@@ -20,6 +20,9 @@ from vitral.native import Cache, NativeModel
 __all__ = ["NativeForward", "native_model"]
 
 
+_TOGETHER = 64 << 20  # bytes of weights that are packed at once and let go of together
+
+
 class NativeForward:
     """A native model and its paged cache."""
 
@@ -111,17 +114,26 @@ def native_model(
     routers chose of late. That changes no bit. HardwareError where the file does not hold them as they are used.
     """
     model = NativeModel(spec, threads, isa, expert_bytes)
+    some: list[tuple[str, str, NDArray[np.uint8]]] = []
+
+    def pack() -> None:
+        model.set_weights(some)
+        for _, _, raw in some:
+            let_go(raw)
+        some.clear()
+
     for name in weights:
         tensor = weights.take(name)
         if expert_bytes is not None and ".experts." in name:
             model.leave_weight(name, tensor.type.name, _in_place(tensor))
         elif len(tensor.shape) == 1 or name.endswith(".router.weight"):  # always float32 by the law
             rows = tensor.dequantize().reshape(tensor.raw().shape[0], -1)
-            model.set_weight(name, "F32", np.ascontiguousarray(rows).view(np.uint8))
+            some.append((name, "F32", np.ascontiguousarray(rows).view(np.uint8)))
         else:
-            raw = tensor.raw()
-            model.set_weight(name, tensor.type.name, raw)
-            let_go(raw)
+            some.append((name, tensor.type.name, tensor.raw()))
+        if sum(raw.nbytes for _, _, raw in some) >= _TOGETHER:
+            pack()
+    pack()
     weights.finish()
     model.finish()
     model.set_rope(*rope.tables(spec, context_length, context_length))

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from vitral.engine.interventions import Intervention, check_interventions
 from vitral.errors import RequestError
 from vitral.formats.bounds import nearest
-from vitral.model.reference import OnTap
 from vitral.model.spec import ModelSpec
 from vitral.model.taps import is_attention, row_shape, taps
 
 if TYPE_CHECKING:
     from vitral.engine.scheduler import Chunk
+    from vitral.model.reference import OnTap
 
 __all__ = ["OnValue", "StepTaps", "TapPlan", "Watch", "reference_taps"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -226,7 +226,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt)
-        self.seed = secrets.randbits(64) if self.params.seed is None else self.params.seed
+        self.seed = int.from_bytes(os.urandom(8), "little") if self.params.seed is None else self.params.seed
 
     @property
     def state(self) -> State:

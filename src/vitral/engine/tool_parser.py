@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from vitral.engine.tools import CallFormat
+from vitral.errors import RequestError
 
-__all__ = ["Delta", "TextDelta", "ToolCall", "ToolCallDelta", "ToolParser"]
+if TYPE_CHECKING:
+    from vitral.engine.tools import CallFormat
+
+__all__ = ["Delta", "TextDelta", "ToolCall", "ToolCallDelta", "ToolParser", "messages_for_template"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,3 +235,30 @@ class _Value:
             elif not char.isspace():
                 self._begun = True
         return len(text)
+
+
+def messages_for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as templates read them: the arguments of earlier calls as objects, where they came as JSON text."""
+    return [
+        {**message, "tool_calls": [_parsed(call) for call in message["tool_calls"]]}
+        if isinstance(message, Mapping) and message.get("tool_calls")
+        else dict(message)
+        for message in messages
+    ]
+
+
+def _parsed(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        raise RequestError("an entry of tool_calls has no function; expected id, type and function")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            raise RequestError(
+                f"the arguments of a call of {function.get('name')} are no JSON: {arguments:.80}"
+            ) from None
+    if not isinstance(arguments, Mapping):
+        raise RequestError(f"the arguments of a call of {function.get('name')} are no object")
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -30,7 +30,6 @@ __all__ = [
     "ToolUse",
     "call_id",
     "call_format",
-    "messages_for_template",
     "tool_constraint",
     "tools_from",
     "use_tools",
@@ -148,33 +147,6 @@ def call_id(format: CallFormat, prompt_ids: Sequence[int], seed: int, index: int
     """
     digest = hashlib.sha256(json.dumps([list(prompt_ids), seed, index]).encode()).hexdigest()
     return digest[:9] if format.startswith("mistral") else f"call_{digest[:24]}"
-
-
-def messages_for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as templates read them: the arguments of earlier calls as objects, where they came as JSON text."""
-    return [
-        {**message, "tool_calls": [_parsed(call) for call in message["tool_calls"]]}
-        if isinstance(message, Mapping) and message.get("tool_calls")
-        else dict(message)
-        for message in messages
-    ]
-
-
-def _parsed(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping):
-        raise RequestError("an entry of tool_calls has no function; expected id, type and function")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            raise RequestError(
-                f"the arguments of a call of {function.get('name')} are no JSON: {arguments:.80}"
-            ) from None
-    if not isinstance(arguments, Mapping):
-        raise RequestError(f"the arguments of a call of {function.get('name')} are no object")
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _ours(tokenizer: Tokenizer) -> str | None:

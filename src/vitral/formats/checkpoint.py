@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from vitral.errors import FormatError, TensorMismatch
 from vitral.formats.canonical import Checkpoint, canonical
@@ -20,16 +22,17 @@ from vitral.formats.weights import Tensor
 __all__ = ["Checkpoint", "open_checkpoint", "open_gguf"]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, read: Mapping[Path, GgufFile] = MappingProxyType({})) -> Checkpoint:
     """Open a model file or folder of any layout: gguf, safetensors, meta, mistral or llama2c.
 
+    `read` are GGUF files that were read before, by their paths; they are not read again.
     Nothing but headers is read; tensors stay in their files until asked for. Raises ModelNotFound,
     FormatError (TruncatedFile, UnsafeFile, TensorMismatch), SpecError or UnsupportedArchitecture.
     """
     path = Path(path)
     found = find(path)
     if found.layout == "gguf":
-        return open_gguf(found.files[0])
+        return open_gguf(found.files[0], read)
     if found.layout == "llama2c":
         return open_llama2c(found.files[0])
     assert found.config is not None, "every other layout has a configuration"
@@ -40,9 +43,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return open_huggingface(path, found.config, found.files, found.index)
 
 
-def open_gguf(path: Path) -> Checkpoint:
-    """Open a GGUF file, or all parts of a split one."""
-    file = GgufFile.open(path)
+def open_gguf(path: Path, read: Mapping[Path, GgufFile] = MappingProxyType({})) -> Checkpoint:
+    """Open a GGUF file, or all parts of a split one; `read` as for `open_checkpoint`."""
+    file = GgufFile.open(path, read)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None and first_text(file.metadata, "general.architecture") == "llama":
         raise TensorMismatch(f"{path} has no tensor token_embd.weight: it may hold a vocabulary alone")

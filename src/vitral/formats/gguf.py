@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -69,16 +70,16 @@ class GgufFile:
     tensors: Mapping[str, GgufTensor]
 
     @classmethod
-    def open(cls, path: Path) -> GgufFile:
-        """Open a file; of a split model, any part opens all.
+    def open(cls, path: Path, read: Mapping[Path, GgufFile] = MappingProxyType({})) -> GgufFile:
+        """Open a file; of a split model, any part opens all. Files in `read` are not read again.
 
         Raises FormatError or TruncatedFile, which name what was found and where.
         """
-        first = read_gguf(path)
+        first = read.get(path) or read_gguf(path)
         count = first.number("split.count")
         if count is None or count <= 1:
             return first
-        return _join([read_gguf(part) for part in _parts(path, count)], count)
+        return _join([read.get(part) or read_gguf(part) for part in _parts(path, count)], count)
 
     def number(self, key: str) -> int | None:
         """A whole number of the metadata, None where the key is missing; FormatError for anything else."""

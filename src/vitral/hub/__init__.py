@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitral.hub.remote import Progress, fetch, short_names
 from vitral.hub.store import Entry, Store
 from vitral.settings import read_settings
 
-__all__ = ["Entry", "Store", "admitted", "at_hand", "pull", "resolve", "short_names", "store"]
+if TYPE_CHECKING:
+    from vitral.formats.canonical import Checkpoint
+    from vitral.provenance.scan import Scan
+
+__all__ = ["Entry", "Store", "admitted", "at_hand", "open_admitted", "pull", "resolve", "short_names", "store"]
 
 
 def store() -> Store:
@@ -46,8 +51,22 @@ def admitted(name: str, verify_key: str | Path | None = None) -> Path:
 
     verify_key: a public key (PEM); VITRAL_VERIFY_KEY, or none. Raises UnsafeFile and SignatureError.
     """
+    return _admitted(name, verify_key)[0]
+
+
+def open_admitted(name: str, verify_key: str | Path | None = None) -> Checkpoint:
+    """The checkpoint that `admitted` lets in, opened as it was scanned: a GGUF file is read once.
+
+    Raises what `admitted` and `open_checkpoint` raise.
+    """
+    from vitral.formats.checkpoint import open_checkpoint
+
+    path, found = _admitted(name, verify_key)
+    return open_checkpoint(path, found.gguf)
+
+
+def _admitted(name: str, verify_key: str | Path | None) -> tuple[Path, Scan]:
     from vitral.provenance.gate import admit
 
     path, settings = resolve(name), read_settings()
-    admit(path, settings.home, Path(verify_key) if verify_key is not None else settings.verify_key)
-    return path
+    return path, admit(path, settings.home, Path(verify_key) if verify_key is not None else settings.verify_key)

@@ -82,7 +82,12 @@ class NativeModel:
 
         Norms and routers are float32. ValueError where name, type or shape do not fit.
         """
-        self._model.set_weight(name, type, np.ascontiguousarray(raw))
+        self.set_weights([(name, type, raw)])
+
+    def set_weights(self, weights: Sequence[tuple[str, str, NDArray[np.uint8]]]) -> None:
+        """Several at once, (name, type, raw) each."""
+        for name, type_, raw in weights:
+            self._model.set_weight(name, type_, np.ascontiguousarray(raw))
 
     def leave_weight(self, name: str, type: str, raw: NDArray[np.uint8]) -> None:
         """As `set_weight`, for a matrix of an expert that is packed when a router chooses it, under `expert_bytes`.

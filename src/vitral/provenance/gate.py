@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitral.errors import SignatureError, UnsafeFile
 from vitral.provenance.accepted import acceptances, waived
-from vitral.provenance.scan import scan
+from vitral.provenance.scan import Scan, scan
 from vitral.provenance.signature import verify
 
 __all__ = ["admit"]
@@ -15,8 +15,8 @@ __all__ = ["admit"]
 _log = logging.getLogger(__name__)
 
 
-def admit(path: Path, home: Path, verify_key: Path | None = None) -> None:
-    """Return if the model at `path` may be opened.
+def admit(path: Path, home: Path, verify_key: Path | None = None) -> Scan:
+    """The scan of the model at `path`, if it may be opened.
 
     Raises SignatureError where `verify_key` (a public key, PEM) is given and the signature does not fit, and
     UnsafeFile for what a scan refuses and nobody accepted. What was accepted is logged as a warning.
@@ -25,9 +25,10 @@ def admit(path: Path, home: Path, verify_key: Path | None = None) -> None:
         verdict = verify(path, verify_key)
         if not verdict:
             raise SignatureError(f"{path} is not what was signed: {'; '.join(verdict.reasons)}")
-    found = scan(path).of("refused")
+    done = scan(path)
+    found = done.of("refused")
     if not found:
-        return
+        return done
     records = acceptances(home)
     for finding in found:
         record = waived(finding, records)
@@ -38,3 +39,4 @@ def admit(path: Path, home: Path, verify_key: Path | None = None) -> None:
             )
         _log.warning("%s: %s [%s], accepted by %s on %s: %s", path, finding.text, finding.rule, record.who, record.when,
                      record.reason)  # fmt: skip
+    return done

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitral.errors import FormatError, ModelNotFound, UnsupportedType, VitralError
+from vitral.formats.gguf import GgufFile
 from vitral.formats.sniff import kind_of
 from vitral.provenance.digest import sha256_of
 from vitral.provenance.findings import Finding, note, person, refused
@@ -42,12 +43,16 @@ _KNOWN_BINARIES = {
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What was found under `path`: the files by kind, the findings, and what each chat template can do."""
+    """What was found under `path`: the files by kind, the findings, and what each chat template can do.
+
+    `gguf` are the GGUF files as they were read: who opens these opens what was scanned.
+    """
 
     path: Path
     files: dict[str, str]
     findings: tuple[Finding, ...]
     templates: dict[str, Capabilities] = field(default_factory=dict)
+    gguf: dict[Path, GgufFile] = field(default_factory=dict)
 
     def of(self, level: str) -> list[Finding]:
         """The findings of one level."""
@@ -83,7 +88,8 @@ def scan(path: Path, base: Path | None = None) -> Scan:
         if not any(f.rule in ("template-broken", "template-size") and f.file == _named(file, name) for f in findings)
     }
     ordered = sorted(set(findings), key=lambda f: (("refused", "person", "note").index(f.level), f))
-    return Scan(Path(path), files, tuple(_with_digest(Path(path), finding) for finding in ordered), templates)
+    read = {content.gguf.paths[0]: content.gguf for content in contents.values() if content.gguf is not None}
+    return Scan(Path(path), files, tuple(_with_digest(Path(path), finding) for finding in ordered), templates, read)
 
 
 def _read(path: Path) -> tuple[dict[str, Content], dict[str, str], list[Finding]]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitral.formats.gguf import read_gguf
+import numpy as np
+
+from vitral.formats.gguf import GgufFile, read_gguf
 from vitral.formats.json_text import read_object
 from vitral.formats.safetensors import read_safetensors, shard_names
 from vitral.provenance.findings import Finding, note, refused
@@ -37,15 +39,16 @@ _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
 
 @dataclass(slots=True)
 class Content:
-    """Templates by name, and added tokens as (id, text, special)."""
+    """Templates by name, added tokens as (id, text, special), and the file where it was read as GGUF."""
 
     templates: dict[str, str] = field(default_factory=dict)
     added_tokens: list[tuple[int | None, str, bool]] = field(default_factory=list)
+    gguf: GgufFile | None = None
 
 
 def read_gguf_content(path: Path, file: str, content: Content) -> Iterator[Finding]:
     """A GGUF file's structure, template and added tokens."""
-    model = read_gguf(path)
+    model = content.gguf = read_gguf(path)
     for key, value in model.metadata.items():
         if key.startswith("tokenizer.chat_template"):
             if isinstance(value, str):
@@ -64,8 +67,9 @@ def _gguf_tokens(metadata: Mapping[str, Any]) -> list[tuple[int | None, str, boo
     tokens, types = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or types is None or len(types) != len(tokens):
         return []
-    kinds = [int(kind) for kind in types]
-    return [(id, tokens[id], kind == _CONTROL) for id, kind in enumerate(kinds) if kind in (_CONTROL, _USER_DEFINED)]
+    kinds = np.asarray(types)
+    found = np.flatnonzero((kinds == _CONTROL) | (kinds == _USER_DEFINED)).tolist()
+    return [(id, tokens[id], bool(kinds[id] == _CONTROL)) for id in found]
 
 
 def read_safetensors_content(path: Path, file: str) -> Iterator[Finding]:

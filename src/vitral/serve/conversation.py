@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitral.engine.grammar import Constraint
-from vitral.engine.tool_parser import Delta, TextDelta, ToolCall, ToolParser
-from vitral.engine.tools import CallFormat, ToolChoice, call_id, messages_for_template, use_tools
+from vitral.engine.tool_parser import Delta, TextDelta, ToolCall, ToolParser, messages_for_template
+from vitral.engine.tools import CallFormat, ToolChoice, call_id, use_tools
 from vitral.errors import RequestError
 from vitral.serve.constraints import constraint_to
 from vitral.serve.models import Model

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Any, TypeVar
 
 from vitral.errors import TokenizerError
@@ -23,6 +24,7 @@ from vitral.tokenizer.vocab import (
     from_byte_alphabet,
     from_byte_alphabets,
     from_space_mark,
+    kept_apart,
     looks_like_control,
 )
 
@@ -72,15 +74,17 @@ def from_merges(
         twice = next(piece for id, piece in enumerate(pieces) if ids[piece] != id)
         raise TokenizerError(f"the piece {twice!r} stands in the vocabulary twice; which id is meant cannot be known")
     kinds = _marked(kinds, named, pieces)
-    if wrong := next((merge for merge in merges if merge.count(" ") != 1), None):
+    if not set(map(str.count, merges, repeat(" "))) <= {1}:
+        wrong = next(merge for merge in merges if merge.count(" ") != 1)
         raise TokenizerError(f"the merge {wrong!r} is not two pieces with a space between them")
     parts = " ".join(merges).split(" ") if merges else []
     pairs = list(zip(parts[::2], parts[1::2], strict=True))
+    literal = [id for id in kept_apart(kinds) if kinds[id] in _ADDED]
     added = [
-        {"id": id, "content": piece, "special": is_control(kind), "normalized": False}
+        {"id": id, "content": pieces[id], "special": is_control(kinds[id]), "normalized": False}
         | {"single_word": False, "lstrip": False, "rstrip": False}
-        for id, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
-        if kind in _ADDED and piece
+        for id in literal
+        if pieces[id]
     ]
     split = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
@@ -92,8 +96,10 @@ def from_merges(
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*split, level]},
         "model": {"type": "BPE", "vocab": ids, "merges": pairs, "ignore_merges": pre.ignore_merges},
     }
-    literal = {id for id, kind in enumerate(kinds) if kind in _ADDED}
-    data = from_byte_alphabets(["" if id in literal else piece for id, piece in enumerate(pieces)])
+    spelled = list(pieces)
+    for id in literal:
+        spelled[id] = ""
+    data = from_byte_alphabets(spelled)
     for id in literal:
         data[id] = pieces[id].encode()
     vocabulary = Vocabulary(tuple(pieces), tuple(data), tuple(kinds))

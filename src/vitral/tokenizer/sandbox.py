@@ -103,8 +103,11 @@ def compiled(source: str) -> Callable[[Mapping[str, Any]], Iterable[str]]:
     return _environment().from_string(source).generate
 
 
+@lru_cache(maxsize=8)
 def parsed(source: str) -> nodes.Template:
     """A template's syntax tree as its author wrote it, without the questions to the budget; nothing of it runs.
+
+    Who asks again gets the same tree: it is for reading.
 
     Raises jinja2's TemplateSyntaxError.
     """
