@@ -67,6 +67,19 @@ def test_an_intervention_shows_before_and_after(stories: Any) -> None:
     assert document["before"] == inspect(stories, ids)["run"]
     assert document["run"]["predictions"] != document["before"]["predictions"]
     assert document["run"]["attribution"]["targets"] == document["before"]["attribution"]["targets"]
+    for t, change in enumerate(document["changes"]):
+        for which, run in (("before", document["before"]), ("after", document["run"])):
+            shown = dict(zip(change["ids"], change[which], strict=True))
+            top = run["predictions"][t]["top"]
+            assert [shown[id] for id in top["ids"]] == top["probs"]
+    assert max(change["kl"] for change in document["changes"]) > 0.1
+
+
+def test_interventions_that_change_nothing_move_no_bits(stories: Any) -> None:
+    ids = stories.tokenizer.encode("Once upon a time")
+    document = inspect(stories, ids, interventions=[Intervention("zero", tap="hook_embed", positions=(99,))])
+    assert [change["kl"] for change in document["changes"]] == [0.0] * len(ids)
+    assert all(change["before"] == change["after"] for change in document["changes"])
 
 
 def test_an_empty_text_is_refused(stories: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vitral.engine.interventions import Intervention
 from vitral.lens.inspect import inspect
 from vitral.lens.page import page
 
@@ -69,6 +70,9 @@ def test_numbers_on_the_page_are_those_of_the_document(show: Any, document: dict
     top = document["run"]["predictions"][-1]["top"]
     shown = tab.locator("#next tbody tr")
     assert [float(n) for n in shown.locator(".number").all_inner_texts()] == top["probs"]
+    bars = tab.locator("#attribution tbody .number").all_inner_texts()
+    total = tab.locator("#attribution tfoot .number").inner_text()
+    assert sum(float(n.replace("−", "-")) for n in bars) == pytest.approx(float(total), abs=1e-4)
     assert tab.locator("#attribution .help").inner_text().endswith(f"{document['run']['attribution']['logits'][-1]}.")
     tab.click("#lens summary")
     cells = tab.locator("#lens tbody tr td:nth-child(3)").all_inner_texts()
@@ -91,6 +95,62 @@ def test_the_keyboard_moves_one_selection_for_all_views(show: Any, document: dic
     assert tab.evaluate("document.activeElement.id") == "token-1"
     shares = [float(n) for n in tab.locator("#next .number").all_inner_texts()]
     assert shares == document["run"]["predictions"][1]["top"]["probs"]
+
+
+def test_before_and_after_are_the_numbers_of_the_document(show: Any, stories: Any) -> None:
+    edits = [Intervention("zero", tap="blocks.2.hook_mlp_out")]
+    found = inspect(stories, stories.tokenizer.encode("Once upon a time"), interventions=edits)
+    tab = show(found)
+    change = found["changes"][-1]
+    rows = tab.locator("#interventions table >> nth=0 >> tbody tr")
+    numbers = [[float(n) for n in row.locator(".number").all_inner_texts()[:2]] for row in rows.all()]
+    assert numbers == [list(pair) for pair in zip(change["before"], change["after"], strict=True)]
+    assert f"{change['kl']} bits" in tab.locator("#interventions .fact").inner_text()
+    assert tab.locator("#interventions .chips li").all_inner_texts() == ["zero · blocks.2.hook_mlp_out"]
+    tab.check("input[value='before']", force=True)
+    top = found["before"]["predictions"][-1]["top"]["probs"]
+    assert [float(n) for n in tab.locator("#next .number").all_inner_texts()] == top
+
+
+def test_routes_are_drawn_and_a_layer_without_experts_says_so(show: Any, document: dict[str, Any]) -> None:
+    layers, n = document["model"]["n_layers"], len(document["tokens"])
+    experts = {
+        "indices": [[], *([[t % 3, 3] for t in range(n)] for _ in range(layers - 1))],
+        "weights": [[], *([[0.75, 0.25] for _ in range(n)] for _ in range(layers - 1))],
+    }
+    model = document["model"] | {"n_experts": 4, "n_experts_per_token": 2}
+    tab = show(document | {"run": document["run"] | {"experts": experts}, "model": model})
+    shares = [float(x) for x in tab.locator("#experts .number").all_inner_texts()]
+    chosen = np.bincount(np.ravel(experts["indices"][-1]), minlength=4)
+    assert np.allclose(shares, chosen / chosen.sum(), atol=1e-6)
+    tab.focus("#ribbon")
+    for _ in range(layers):
+        tab.keyboard.press("ArrowDown")
+    assert tab.locator("#experts .number").count() == 0
+    assert "no experts" in tab.locator("#experts .tip").inner_text()
+
+
+def test_a_window_of_two_thousand_tokens_is_drawn_where_it_is_looked_at(show: Any, document: dict[str, Any]) -> None:
+    n, layers, heads = 2000, document["model"]["n_layers"], document["model"]["n_heads"]
+    run = dict(document["run"])
+    run["predictions"] = [run["predictions"][0]] * n
+    id = run["predictions"][0]["top"]["ids"][0]
+    run["lens"] = {"ids": [[[id]] * n] * layers, "probs": [[[0.5]] * n] * layers, "target_probs": [[0.5] * n] * layers}
+    run["attribution"] = {
+        "targets": [id] * n, "logits": [1.0] * n, "components": [[0.1] * n] * (2 * layers + 1),
+        "heads": [[[0.1] * n] * heads] * layers, "rounding": [0.0] * n, "rest": [0.0] * n,
+    }  # fmt: skip
+    run["attention"] = {"size": n, "encoding": "whole"} | {
+        "mean": base64.b64encode(bytes(n * (n + 1) // 2)).decode(), "layers": [], "heads": [],
+    }  # fmt: skip
+    tab = show(document | {"run": run, "tokens": [document["tokens"][1]] * n, "window": {"start": 0, "stop": n}})
+    drawn = """() => { const c = document.querySelector('#lens-map'); const p = c.getContext('2d');
+        return c.width < 4000 && p.getImageData(c.width / 2, c.height - 14, 4, 1).data.includes(255); }"""
+    tab.wait_for_function(drawn)
+    tab.focus("#lens-map")
+    tab.keyboard.press("Home")
+    tab.wait_for_function(drawn)
+    assert tab.evaluate("document.querySelector('#lens .wide').scrollLeft") == 0
 
 
 def test_it_speaks_portuguese(show: Any, document: dict[str, Any]) -> None:

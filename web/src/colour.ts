@@ -8,6 +8,7 @@ export interface Palette {
   soft: string;
   line: string;
   accent: string;
+  fill: string;
 }
 
 export function palette(): Palette {
@@ -21,6 +22,7 @@ export function palette(): Palette {
     soft: get("--soft"),
     line: get("--line"),
     accent: get("--accent"),
+    fill: get("--fill"),
   };
 }
 

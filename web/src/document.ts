@@ -29,12 +29,19 @@ export interface Run {
   experts: { indices: number[][][]; weights: number[][][] } | null;
 }
 
+// What the interventions did to one prediction: the candidates of both readings, and the bits between them.
+export interface Change {
+  ids: number[];
+  before: number[];
+  after: number[];
+  kl: number;
+}
+
 export interface Document {
   format: "vitral-inspect";
   version: 1;
   model: {
     name: string;
-  
     n_layers: number;
     n_heads: number;
     dim: number;
@@ -48,7 +55,8 @@ export interface Document {
   texts: Record<string, string>;
   run: Run;
   before?: Run;
-  interventions?: unknown[];
+  interventions?: { version: number; interventions: Record<string, unknown>[] };
+  changes?: Change[];
 }
 
 export function read(text: string): Document {

@@ -81,6 +81,33 @@ export function panel(id: string, ...children: Child[]): { element: HTMLElement;
   return { element, title, help };
 }
 
+// The key of a ramp of colours: what its two ends mean, and what it shows.
+export function scale(legend: HTMLElement, low: string, colours: string[], high: string, name = ""): void {
+  legend.replaceChildren(
+    ...(name ? [h("span", { class: "name" }, name)] : []),
+    h("span", {}, low),
+    h("span", { class: "ramp" }, ...colours.map((colour) => { const i = h("i"); i.style.backgroundColor = colour; return i; })),
+    h("span", {}, high),
+  );
+}
+
+// A cell with a bar of a length from 0 to 1.
+export function bar(length: number, colour: string | null = null, ...marks: Node[]): HTMLTableCellElement {
+  const filled = h("i", { class: "bar-fill" });
+  filled.style.width = `${Math.max(0.4, length * 100)}%`;
+  if (colour) filled.style.backgroundColor = colour;
+  return h("td", { class: "track", "aria-hidden": "true" }, filled, ...marks);
+}
+
+// A cell with a bar from the middle to the left or to the right; `most` fills a half.
+export function signedBar(value: number, most: number, colour: string): HTMLTableCellElement {
+  const length = (Math.abs(value) / most) * 50;
+  const cell = bar(length / 100, colour);
+  const filled = cell.firstElementChild as HTMLElement;
+  filled.style.marginLeft = `${value < 0 ? 50 - length : 50}%`;
+  return cell;
+}
+
 export function context(canvas: HTMLCanvasElement): CanvasRenderingContext2D {
   const found = canvas.getContext("2d");
   if (!found) throw new Error("this browser gives no 2d canvas");

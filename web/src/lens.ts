@@ -1,30 +1,31 @@
 // The lens as a heat map: layers up, tokens across, what each layer would say in each cell.
 import { heatCss, inkOn, palette } from "./colour";
 import { at, visible } from "./document";
-import { h, panel, size, table, tableBelow } from "./dom";
+import { h, panel, scale, table, tableBelow } from "./dom";
 import { quoted } from "./next";
 import type { Store } from "./state";
+import { wide } from "./wide";
 import { fill } from "./words";
 
 const LEFT = 34;
 const TOP = 26;
 const HIGH = 22;
+const FONT = "12px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace";
 
 export function lensView(store: Store): HTMLElement {
-  const canvas = h("canvas", { tabindex: 0, role: "img" });
-  const frame = h("div", { class: "scroll", role: "group" }, canvas);
+  const picture = wide("lens-map");
+  const { canvas } = picture;
   const tip = h("p", { class: "tip", "aria-live": "polite" });
+  const legend = h("div", { class: "legend", "aria-hidden": "true" });
   const below = tableBelow();
-  const view = panel("lens", frame, tip, below.element);
+  const view = panel("lens", picture.frame, h("div", { class: "under" }, tip, legend), below.element);
   const { n_layers } = store.document.model;
   const { start, stop } = store.document.window;
-  let wide = 60;
 
   const cell = (event: MouseEvent) => {
-    const box = canvas.getBoundingClientRect();
-    const column = Math.floor((event.clientX - box.left - LEFT) / wide);
-    const row = Math.floor((event.clientY - box.top - TOP) / HIGH);
-    return column >= 0 && column < stop - start && row >= 0 && row < n_layers ? { column, layer: n_layers - 1 - row } : null;
+    const column = picture.column(event);
+    const row = Math.floor((event.clientY - canvas.getBoundingClientRect().top - TOP) / HIGH);
+    return column >= 0 && row >= 0 && row < n_layers ? { column, layer: n_layers - 1 - row } : null;
   };
   const tell = (layer: number, column: number) => {
     const { lens } = store.run;
@@ -55,38 +56,34 @@ export function lensView(store: Store): HTMLElement {
 
   const draw = () => {
     const p = palette();
-    const room = view.element.clientWidth - 2 * 24 - LEFT;
-    wide = Math.max(58, Math.min(110, room / (stop - start)));
-    const pen = size(canvas, LEFT + wide * (stop - start), TOP + HIGH * n_layers + 2);
-    const { lens } = store.run;
-    pen.font = "12px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace";
-    pen.textBaseline = "middle";
-    for (let column = 0; column < stop - start; column++) {
-      const x = LEFT + column * wide;
-      pen.fillStyle = start + column === store.state.position ? p.accent : p.soft;
-      write(pen, visible(at(store.document.tokens, start + column).text), x + 6, TOP / 2, wide - 10);
-      for (let layer = 0; layer < n_layers; layer++) {
-        const y = TOP + (n_layers - 1 - layer) * HIGH;
-        const share = at(at(at(lens.probs, layer), column), 0);
-        pen.fillStyle = heatCss(share, p);
-        pen.fillRect(x, y, wide - 1, HIGH - 1);
-        pen.fillStyle = inkOn(share, p);
-        pen.globalAlpha = share < 0.06 ? 0.6 : 1;
-        write(pen, visible(store.text(at(at(at(lens.ids, layer), column), 0))), x + 6, y + HIGH / 2, wide - 10);
-        pen.globalAlpha = 1;
+    const { ids, probs } = store.run.lens;
+    const room = picture.frame.clientWidth - LEFT - 2;
+    const width = Math.max(58, Math.min(150, room / (stop - start)));
+    const answers = at(ids, n_layers - 1);
+    picture.draw(stop - start, width, LEFT, TOP + HIGH * n_layers + 2, ({ pen, from, to, x }) => {
+      pen.textBaseline = "middle";
+      for (let column = from; column < to; column++) {
+        pen.font = FONT;
+        pen.fillStyle = start + column === store.state.position ? p.accent : p.soft;
+        write(pen, visible(at(store.document.tokens, start + column).text), x(column) + 6, TOP / 2, width - 10);
+        for (let layer = 0; layer < n_layers; layer++) {
+          const y = TOP + (n_layers - 1 - layer) * HIGH;
+          const share = at(at(at(probs, layer), column), 0);
+          const id = at(at(at(ids, layer), column), 0);
+          pen.fillStyle = heatCss(share, p);
+          pen.fillRect(x(column), y, width - 1, HIGH - 1);
+          pen.font = id === at(at(answers, column), 0) ? `bold ${FONT}` : FONT;
+          pen.fillStyle = share < 0.06 ? p.soft : inkOn(share, p);
+          write(pen, visible(store.text(id)), x(column) + 6, y + HIGH / 2, width - 10);
+        }
       }
-    }
-    pen.textAlign = "right";
-    for (let layer = 0; layer < n_layers; layer++) {
-      pen.fillStyle = layer === store.state.layer ? p.accent : p.soft;
-      pen.fillText(String(layer), LEFT - 9, TOP + (n_layers - 1 - layer) * HIGH + HIGH / 2);
-    }
-    if (store.column === null) return;
-    pen.strokeStyle = p.accent;
-    pen.lineWidth = 2;
-    pen.strokeRect(LEFT + store.column * wide - 1, TOP - 1, wide + 1, HIGH * n_layers + 1);
-    pen.lineWidth = 3;
-    pen.strokeRect(LEFT + store.column * wide, TOP + (n_layers - 1 - store.state.layer) * HIGH, wide - 1, HIGH - 1);
+      if (store.column === null) return;
+      pen.strokeStyle = p.accent;
+      pen.lineWidth = 2;
+      pen.strokeRect(x(store.column) - 1, TOP - 1, width + 1, HIGH * n_layers + 1);
+      pen.lineWidth = 3;
+      pen.strokeRect(x(store.column), TOP + (n_layers - 1 - store.state.layer) * HIGH, width - 1, HIGH - 1);
+    }, (pen) => layerNumbers(pen, n_layers, store.state.layer, LEFT - 9, TOP, HIGH));
   };
   store.watch(() => {
     const { words, column, state } = store;
@@ -94,8 +91,10 @@ export function lensView(store: Store): HTMLElement {
     view.help.textContent = words.lensHelp;
     requestAnimationFrame(() => {
       draw();
-      if (column !== null) reveal(frame, LEFT + column * wide, wide);
+      if (column !== null) picture.reveal(column);
     });
+    const p = palette();
+    scale(legend, "0", Array.from({ length: 12 }, (_, i) => heatCss(i / 11, p)), "1", words.share);
     canvas.setAttribute("aria-label", `${words.lens}. ${words.lensHelp}`);
     if (column === null) { tip.textContent = words.outside; return; }
     tell(state.layer, column);
@@ -112,9 +111,18 @@ export function lensView(store: Store): HTMLElement {
   return view.element;
 }
 
-export function reveal(frame: HTMLElement, x: number, width: number): void {
-  if (x < frame.scrollLeft + 40) frame.scrollLeft = x - 80;
-  else if (x + width > frame.scrollLeft + frame.clientWidth) frame.scrollLeft = x + width - frame.clientWidth + 40;
+// The layers' numbers at the left, from the bottom up; every one if there is room, else each fifth or tenth.
+export function layerNumbers(pen: CanvasRenderingContext2D, n: number, chosen: number, right: number, top: number, high: number): void {
+  const p = palette();
+  pen.font = "11px system-ui, sans-serif";
+  pen.textAlign = "right";
+  pen.textBaseline = "middle";
+  const step = high >= 14 ? 1 : n <= 40 ? 5 : 10;
+  for (let layer = 0; layer < n; layer++) {
+    if (layer !== chosen && (layer % step !== 0 || (step > 1 && Math.abs(layer - chosen) < 2))) continue;
+    pen.fillStyle = layer === chosen ? p.accent : p.soft;
+    pen.fillText(String(layer), right, top + (n - 1 - layer) * high + high / 2);
+  }
 }
 
 export function write(pen: CanvasRenderingContext2D, text: string, x: number, y: number, width: number): void {

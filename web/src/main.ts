@@ -19,7 +19,7 @@ function start(): void {
   if (!app || !source) throw new Error("the page has no document");
   const doc = read(source);
   const store = new Store(doc, {
-    position: doc.tokens.length - 1, layer: doc.model.n_layers - 1, attentionLayer: null, head: null,
+    position: Math.min(doc.n_prompt, doc.tokens.length) - 1, layer: doc.model.n_layers - 1, attentionLayer: null, head: null,
     colourBy: "probability", which: "run", language: preferred(navigator.language),
   });
   const skip = h("a", { class: "skip", href: "#tokens" });
@@ -39,7 +39,7 @@ function start(): void {
     skip,
     h("header", {},
       h("div", { class: "brand" }, mark, h("div", {}, h("h1", {}, "Vitral"), tagline)),
-      h("div", { class: "model" }, h("strong", {}, doc.model.name), facts),
+      h("div", { class: "model" }, h("strong", { title: doc.model.name }, doc.model.name.split("/").pop() ?? ""), facts),
       h("div", { class: "settings" }, language.element, themes.element)),
     h("main", {}, ...[
       tokensView(store), nextView(store), attributionView(store), interventionsView(store), lensView(store), attentionView(store), expertsView(store),
@@ -52,7 +52,7 @@ function start(): void {
     skip.textContent = words.skip;
     tagline.textContent = words.tagline;
     const { n_layers: layers, n_heads: heads, dim, n_experts: n, n_experts_per_token: k } = doc.model;
-    facts.textContent = [fill(words.tokens, { n: doc.tokens.length }), fill(words.model, { layers, heads, dim }), ...(n ? [fill(words.modelExperts, { n, k })] : [])].join(" · ");
+    facts.textContent = [doc.tokens.length === 1 ? words.oneToken : fill(words.tokens, { n: doc.tokens.length }), fill(words.model, { layers, heads, dim }), ...(n ? [fill(words.modelExperts, { n, k })] : [])].join(" · ");
     language.update(words.language, state.language, Object.entries(languages).map(([key, value]) => [key as Language, value.name]));
     themes.update(words.theme, theme, [["auto", words.themes.auto], ["light", words.themes.light], ["dark", words.themes.dark]]);
   });

@@ -37,3 +37,18 @@ export function attentionMap(maps: Maps, layer: number | null, head: number | nu
   if (text === undefined) throw new Error(`no map of layer ${layer}, head ${String(head)}`);
   return maps.encoding === "whole" ? whole(text, maps.size) : strongest(text, maps.size);
 }
+
+// A map of n rows on fewer dots: of the weights that share a dot the largest, so that no line is lost.
+export function shrunk(map: Uint8Array, n: number, side: number): Uint8Array {
+  const small = new Uint8Array(side * side);
+  const to = Array.from({ length: n }, (_, i) => Math.floor((i * side) / n));
+  for (let row = 0; row < n; row++) {
+    const first = (to[row] ?? 0) * side;
+    for (let column = 0; column <= row; column++) {
+      const dot = first + (to[column] ?? 0);
+      const weight = map[row * n + column] ?? 0;
+      if (weight > (small[dot] ?? 0)) small[dot] = weight;
+    }
+  }
+  return small;
+}

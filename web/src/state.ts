@@ -2,7 +2,7 @@
 import type { Document, Run } from "./document";
 import { languages, type Language, type Words } from "./words";
 
-export type ColourBy = "probability" | "entropy" | "expert";
+export type ColourBy = "probability" | "entropy" | "expert" | "change";
 
 export interface State {
   position: number;

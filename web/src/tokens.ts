@@ -1,7 +1,7 @@
 // The text: tokens coloured by what the model thought of them. A list box with one stop for the Tab key.
 import { expertColour, expertInk, heatCss, inkOn, palette } from "./colour";
 import { at, visible } from "./document";
-import { choice, h, panel } from "./dom";
+import { choice, h, panel, scale } from "./dom";
 import type { ColourBy, Store } from "./state";
 import { fill } from "./words";
 
@@ -30,9 +30,10 @@ export function tokensView(store: Store): HTMLElement {
     event.preventDefault();
     store.set({ position: step(store.state.position) });
     options[store.state.position]?.focus({ preventScroll: true });
-    options[store.state.position]?.scrollIntoView({ block: "nearest" });
   });
 
+  const changes = store.document.changes ?? [];
+  const most = Math.max(1e-9, ...changes.map((change) => change.kl));
   let painted = "";
   const paint = () => {
     const { words, run, state } = store;
@@ -42,24 +43,24 @@ export function tokensView(store: Store): HTMLElement {
       option.title = told;
       option.setAttribute("aria-label", `${at(tokens, i).text}, ${fill(words.tokenN, { n: i + 1, all: tokens.length })}, ${told}${i >= n_prompt ? `, ${words.answered}` : ""}`);
       if (state.colourBy === "expert" && run.experts) {
-        const expert = at(at(at(run.experts.indices, state.layer), i), 0);
-        option.style.backgroundColor = expertColour(expert, p);
-        option.style.color = expertInk(expert);
+        const expert = run.experts.indices[state.layer]?.[i]?.[0];
+        option.style.backgroundColor = expert === undefined ? "transparent" : expertColour(expert, p);
+        option.style.color = expert === undefined ? p.ink : expertInk(expert);
         return;
       }
-      const t = state.colourBy === "probability" ? surprise(store, i) : at(run.predictions, i).entropy / Math.log2(store.document.model.vocab_size);
+      const t = state.colourBy === "probability" ? surprise(store, i) : state.colourBy === "change" ? at(changes, i).kl / most
+        : at(run.predictions, i).entropy / Math.log2(store.document.model.vocab_size);
       option.style.backgroundColor = t === null ? "transparent" : heatCss(t, p);
       option.style.color = t === null ? p.ink : inkOn(t, p);
     });
-    const ends = state.colourBy === "probability" ? [...words.legendProbability].reverse() : words.legendEntropy;
-    const experts = state.colourBy === "expert";
-    const steps = experts ? Array.from({ length: store.document.model.n_experts }, (_, e) => expertColour(e, p))
-      : Array.from({ length: 12 }, (_, i) => heatCss(i / 11, p));
-    legend.replaceChildren(
-      h("span", {}, experts ? "0" : (ends[0] ?? "")),
-      h("span", { class: "ramp" }, ...steps.map((colour) => { const i = h("i"); i.style.backgroundColor = colour; return i; })),
-      h("span", {}, experts ? String(steps.length - 1) : (ends[1] ?? "")),
-    );
+    const { n_experts } = store.document.model;
+    const blues = Array.from({ length: 12 }, (_, i) => heatCss(i / 11, p));
+    if (state.colourBy === "expert") scale(legend, "0", Array.from({ length: n_experts }, (_, e) => expertColour(e, p)), String(n_experts - 1), words.expert);
+    else if (state.colourBy === "change") scale(legend, "0", blues, fill(words.bitsShort, { n: most }));
+    else {
+      const ends = state.colourBy === "probability" ? [...words.legendProbability].reverse() : words.legendEntropy;
+      scale(legend, ends[0] ?? "", blues, ends[1] ?? "");
+    }
   };
   store.watch(() => {
     const { words, state } = store;
@@ -68,6 +69,7 @@ export function tokensView(store: Store): HTMLElement {
     list.setAttribute("aria-label", words.text);
     const names: [ColourBy, string][] = [["probability", words.probability], ["entropy", words.entropy]];
     if (store.run.experts) names.push(["expert", `${words.expert} (${words.layer.toLowerCase()} ${state.layer})`]);
+    if (changes.length) names.push(["change", words.change]);
     colours.update(words.colourBy, state.colourBy, names);
     const key = `${state.colourBy} ${state.language} ${state.which} ${document.documentElement.dataset["theme"] ?? ""} ${state.colourBy === "expert" ? state.layer : ""}`;
     if (key !== painted) paint();
@@ -78,8 +80,17 @@ export function tokensView(store: Store): HTMLElement {
     options[shown]?.setAttribute("aria-selected", "true");
     options[shown]?.setAttribute("tabindex", "0");
     list.setAttribute("aria-activedescendant", `token-${shown}`);
+    requestAnimationFrame(() => inSight(list, options[store.state.position]));
   });
   return view.element;
+}
+
+// Scrolls the list, never the page, until the token is seen.
+function inSight(list: HTMLElement, option: HTMLElement | undefined): void {
+  if (!option) return;
+  const [frame, box] = [list.getBoundingClientRect(), option.getBoundingClientRect()];
+  if (box.top < frame.top) list.scrollTop -= frame.top - box.top + 40;
+  else if (box.bottom > frame.bottom) list.scrollTop += box.bottom - frame.bottom + 40;
 }
 
 // How surprising a token was, from 0 to 1 (ten bits and more); nothing for the first, which nobody expected.
@@ -91,7 +102,11 @@ function surprise(store: Store, i: number): number | null {
 function describe(store: Store, i: number): string {
   const { words, run, state } = store;
   if (state.colourBy === "entropy") return fill(words.bits, { n: at(run.predictions, i).entropy });
-  if (state.colourBy === "expert" && run.experts) return fill(words.expertN, { n: at(at(at(run.experts.indices, state.layer), i), 0) });
+  if (state.colourBy === "change") return fill(words.moved, { n: store.document.changes?.[i]?.kl ?? 0 });
+  if (state.colourBy === "expert" && run.experts) {
+    const expert = run.experts.indices[state.layer]?.[i]?.[0];
+    return expert === undefined ? words.noExperts : fill(words.expertN, { n: expert });
+  }
   const next = run.predictions[i - 1]?.next;
   return next ? `${words.probability} ${next.prob}` : words.probability + " –";
 }

@@ -18,7 +18,7 @@ from vitral.engine.native import NativeForward
 from vitral.errors import ContextOverflow, RequestError
 from vitral.language_model import LanguageModel
 from vitral.lens.readout import Readout, read
-from vitral.lens.statistics import softmax
+from vitral.lens.statistics import log_softmax, softmax
 from vitral.lens.unembedding import Unembedding
 from vitral.native import top_n
 from vitral.tokenizer.tokenizer import Tokenizer
@@ -89,6 +89,7 @@ def inspect(
         document["interventions"] = to_document(interventions)
         run, more = _run(changed, ids, start, top)
         mentioned |= more
+        document["changes"] = [_change(a, b, top) for a, b in zip(found.logits, changed.logits, strict=True)]
     document["texts"] = {str(i): token_text(model.tokenizer, i) for i in sorted(mentioned)}
     document["run"] = run
     return document
@@ -157,6 +158,20 @@ def _prediction(logits: NDArray[np.float32], following: int | None, top: int) ->
         next = {"prob": float(probs[following]), "rank": int(np.sum(logits > logits[following])) + 1}
         next["prob"] = round(next["prob"], 6)
     return {"entropy": round(entropy, 4), "next": next, "top": {"ids": best.tolist(), "probs": _rounded(probs[best])}}
+
+
+def _change(before: NDArray[np.float32], after: NDArray[np.float32], top: int) -> dict[str, Any]:
+    """What an intervention did to one prediction: the candidates of both, best before first, and the bits between."""
+    best = top_n(before, top).tolist()
+    ids = best + [id for id in top_n(after, top).tolist() if id not in best]
+    p, q = log_softmax(before), log_softmax(after)
+    kl = float(np.exp(p) @ (p - q)) / np.log(2)
+    return {
+        "ids": ids,
+        "before": _rounded(np.exp(p[ids])),
+        "after": _rounded(np.exp(q[ids])),
+        "kl": round(max(kl, 0), 4),
+    }
 
 
 def _experts(found: Readout) -> dict[str, Any] | None:
