@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import vitral
 from vitral.engine.intervention_values import Values
 from vitral.engine.interventions import Intervention
 from vitral.errors import RequestError
+from vitral.formats.arrow import arrays_of_arrow
 from vitral.language_model import LanguageModel
 from vitral.lens.activations import ActivationCache
 from vitral.lens.record import record
@@ -150,3 +152,18 @@ def test_the_accumulated_stream_through_the_last_norm_is_the_logit_lens(cache: A
     gain = cache.weights["blocks.7.ln1.weight"].dequantize()
     np.testing.assert_allclose(to_a_block[-1], cache["normalized", 7, "ln1"] * gain, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(to_a_block[2], cache["resid_pre", 2] / cache["scale", 7, "ln1"] * gain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".arrow"])
+def test_a_cache_is_saved_with_positions_and_tokens(model: LanguageModel, tmp_path: Path, suffix: str) -> None:
+    if suffix == ".arrow":
+        pytest.importorskip("pyarrow", reason="pyarrow, of the extra arrow, is not installed")
+    cache = record(model, TEXT, ["blocks.0.hook_resid_post", "blocks.1.attn.hook_pattern"], positions=[1, 3])
+    cache.save(tmp_path / f"cache{suffix}")
+    data = (tmp_path / f"cache{suffix}").read_bytes()
+    found = arrays_of_arrow(data)[0] if suffix == ".arrow" else safetensors.numpy.load(data)
+    assert found.keys() == {name + end for name in cache for end in ("", ".positions")}
+    for name in cache:
+        assert (found[name] == cache[name]).all() and found[name + ".positions"].tolist() == [1, 3]
+    with pytest.raises(RequestError, match=r"allowed: .safetensors, .arrow"):
+        cache.save(tmp_path / "cache.npz")

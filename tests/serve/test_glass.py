@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import vitral
 from tests.serve.conftest import CHAT, TINY
 from tests.serve.live import Live
 from vitral.engine.interventions import Intervention, digest, to_document
+from vitral.formats.arrow import arrays_of_arrow
 from vitral.language_model import LanguageModel
 from vitral.lens.light import LIGHT_AXES, LightSet
 from vitral.lens.record import record
@@ -212,6 +214,11 @@ def test_inspect_reads_a_text_as_the_library_does(server: Live, alone: LanguageM
         assert (arrays[name] == array(one)).all()
         assert arrays[name + ".positions"].tolist() == one["positions"]
     assert (arrays["light/heads"] == array(found["light"]["heads"])).all()
+    arrow = server.post("/v1/inspect", {**body, "format": "arrow"})
+    assert arrow.headers["content-type"] == "application/vnd.apache.arrow.file"
+    columns, notes = arrays_of_arrow(arrow.content)
+    assert columns.keys() == arrays.keys() and all((columns[name] == arrays[name]).all() for name in arrays)
+    assert json.loads(notes["ids"]) == cache.ids
     assert server.http.get(f"/v1/records/{binary.headers['x-vitral-record']}").json()["route"] == "/v1/inspect"
 
 

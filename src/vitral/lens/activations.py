@@ -7,14 +7,18 @@ scale that the run recorded and the gain, so that what it returns can meet `W_U`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitral.errors import RequestError
+from vitral.formats.arrow import arrays_as_arrow
 from vitral.formats.bounds import nearest
+from vitral.formats.safetensors import arrays_as_safetensors
 from vitral.formats.weights import Weights
 from vitral.lens.results import RESULT
 from vitral.lens.rounding import rounded, rows_of
@@ -95,6 +99,21 @@ class ActivationCache(Mapping[str, Array]):
     def logits(self) -> F32:
         """The logits (T, V)."""
         return self["unembed.hook_out"]
+
+    def save(self, path: Path) -> None:
+        """Write every value `NAME` and its `NAME.positions` to a `.safetensors` or an `.arrow` file, with ids and tokens.
+
+        RequestError for another suffix, SettingsError for Arrow without the extra `arrow`.
+        """
+        if path.suffix not in (".safetensors", ".arrow"):
+            raise RequestError(f"{path.name} has the suffix {path.suffix!r}; allowed: .safetensors, .arrow")
+        arrays: dict[str, Array] = {}
+        for name, value in self._values.items():
+            arrays[name] = value
+            arrays[name + ".positions"] = self.positions[name]
+        notes = {"ids": json.dumps(self.ids), "tokens": json.dumps(self.tokens)}
+        written = arrays_as_arrow(arrays, notes) if path.suffix == ".arrow" else arrays_as_safetensors(arrays, notes)
+        path.write_bytes(written)
 
     def accumulated_resid(
         self, layer: int | None = None, incl_mid: bool = False, apply_ln: bool = False, return_labels: bool = False

@@ -1,4 +1,4 @@
-"""`POST /v1/inspect`: read a text, or let it go on, and get values of the forward pass; as JSON or safetensors."""
+"""`POST /v1/inspect`: read a text, or let it go on, and get values of the forward pass; as JSON, safetensors or Arrow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from vitral.engine.request import SamplingParams
+from vitral.errors import SettingsError
+from vitral.formats.arrow import ARROW_MEDIA_TYPE, arrays_as_arrow
 from vitral.formats.safetensors import arrays_as_safetensors
 from vitral.lens.inspect import token_text
 from vitral.serve.body import Body
@@ -39,7 +41,7 @@ class InspectionBody(Body):
     light: bool = False
     record: Annotated[list[WatchBody], Field(max_length=8)] = []
     interventions: dict[str, Any] | None = None
-    format: Literal["lists", "base64", "safetensors"] = "lists"
+    format: Literal["lists", "base64", "safetensors", "arrow"] = "lists"
 
     @model_validator(mode="after")
     def _one_text(self) -> InspectionBody:
@@ -54,6 +56,8 @@ async def inspect(call: Call) -> Response:
     model = call.service.models.get(body.model)
     if not body.record and not body.light:
         raise ApiError(400, "missing_parameter", "nothing is to be shown: give record, light or both", param="record")
+    if body.format == "arrow":
+        _arrow_or_refused()
     prompt = await _prompt(model, body)
     job = Job(
         prompt,
@@ -68,7 +72,7 @@ async def inspect(call: Call) -> Response:
     headers = {"x-vitral-record": run.record}
     progress = run.progress[0]
     ids = [*prompt, *progress.tokens]
-    if body.format == "safetensors":
+    if body.format in ("safetensors", "arrow"):
         arrays = {}
         for one in readings(progress):
             name = f"{'light' if one.record is None else one.record}/{one.name}"
@@ -76,6 +80,8 @@ async def inspect(call: Call) -> Response:
             if one.record is not None:
                 arrays[name + ".positions"] = one.positions
         notes = {"model": model.name, "record": run.record, "ids": json.dumps(ids), "n_prompt": str(len(prompt))}
+        if body.format == "arrow":
+            return Response(arrays_as_arrow(arrays, notes), 200, headers, ARROW_MEDIA_TYPE)
         return Response(arrays_as_safetensors(arrays, notes), 200, headers, "application/octet-stream")
     tokens = await asyncio.to_thread(
         lambda: [{"id": token, "text": token_text(model.tokenizer, token)} for token in ids]
@@ -83,6 +89,14 @@ async def inspect(call: Call) -> Response:
     head = {"id": new_id("insp"), "object": "inspection", "model": model.name, "record": run.record}
     rest = {"n_prompt": len(prompt), "tokens": tokens, **document(progress, body.format), "usage": usage_of(run)}
     return json_response({**head, **rest}, headers)
+
+
+def _arrow_or_refused() -> None:
+    """ApiError 400 before any work if this server has no pyarrow."""
+    try:
+        arrays_as_arrow({})
+    except SettingsError as error:
+        raise ApiError(400, "unsupported_parameter", f"format is arrow; {error}", param="format") from None
 
 
 async def _prompt(model: Model, body: InspectionBody) -> tuple[int, ...]:
