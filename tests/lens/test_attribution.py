@@ -12,7 +12,7 @@ from vitral.errors import RequestError
 from vitral.lens import Glass, attribute, expert_outputs, head_results, neuron_attribution, open_glass
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5]
-FAMILIES = ["llama-2", "llama-3.2-tied", "mistral-window", "mixtral"]
+FAMILIES = ["llama-2", "llama-3.2-tied", "mistral-window", "mixtral"]  # test_dense_first.py has one more
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,6 +47,23 @@ def test_neurons_add_up_to_their_layer() -> None:
     for i in range(glass.spec.n_layers):
         neurons = neuron_attribution(values, glass.weights, i, 11, 7)
         assert neurons.sum() == pytest.approx(attribute(values, glass.weights, 11, 7).mlps[i], abs=2e-6)
+
+
+def test_neurons_of_an_expert_add_up_to_what_it_adds() -> None:
+    glass = glass_of("mixtral")
+    values = glass.run(IDS)
+    for position in (-1, 2, 0):
+        experts = attribute(values, glass.weights, 11, 7, position).experts
+        assert experts is not None
+        for i in range(glass.spec.n_layers):
+            for e in range(8):
+                neurons = neuron_attribution(values, glass.weights, i, 11, 7, position, expert=e)
+                assert neurons.shape == (glass.spec.hidden_dim,)
+                assert neurons.sum() == pytest.approx(experts[i, e], abs=2e-6)
+                assert (neurons == 0).all() == (experts[i, e] == 0)
+    for wrong in (None, 8):
+        with pytest.raises(RequestError, match=f"expert is {wrong}; layer 1 has the experts 0 to 7"):
+            neuron_attribution(values, glass.weights, 1, 11, expert=wrong)
 
 
 def test_a_part_is_what_is_missing_when_it_is_taken_from_the_final_residual() -> None:

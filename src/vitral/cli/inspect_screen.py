@@ -105,7 +105,7 @@ def _routes(document: Mapping[str, Any]) -> Table:
     indices: Sequence[Any] = document["run"]["experts"]["indices"]
     grid = _table("which expert came first, token by token", ["layer", "experts"], ["layer"])
     for layer in reversed(range(len(indices))):
-        line = Text()
+        line = Text() if indices[layer] else Text("no experts", "dim")
         for chosen in indices[layer][-_ROUTE_COLUMNS:]:
             line.append(f"{chosen[0]:x}" if chosen[0] < 16 else "+", f"black on {_HUES[chosen[0] % len(_HUES)]}")
         grid.add_row(str(layer), line)

@@ -137,6 +137,7 @@ def analyse(
                 seen[f"blocks.{layer}.mlp.hook_expert_weights_topk"],
             )
             for layer in layers
+            if spec.moe_of(layer) is not None
         ]
     return values
 

@@ -32,8 +32,8 @@ _TOGETHER = 64  # directions that go back through a matrix at once
 class Attribution(Finding):
     """The parts of a logit, or of the difference of two, after one token.
 
-    embed: the token's own embedding. heads: (L, H). mlps: (L,). experts: (L, E), all of whose rows sum
-    to `mlps`, or None for a dense model. rounding: what the eight bits add in which the unembedding reads its
+    embed: the token's own embedding. heads: (L, H). mlps: (L,). experts: (L, E), whose rows sum to
+    `mlps`, 0 in layers without experts; None for a dense model. rounding: what the eight bits add in which the unembedding reads its
     input, 0 without quantised weights. rest: what float32 sums leave, noise.
     embed + heads + mlps + rounding + rest = logit.
     """
@@ -71,11 +71,11 @@ def heads_toward(model: ShowsTaps, weights: Weights, layer: int, z: F32, directi
 def expert_outputs(values: Values, weights: WeightView, layer: int) -> F32:
     """What each expert adds to the residual stream, (T, E, C): its weight times its output, 0 where not chosen.
 
-    Over experts they sum to hook_mlp_out.
+    Over experts they sum to hook_mlp_out. RequestError for a layer without experts.
     """
-    moe = weights.spec.moe
+    moe = weights.spec.moe_of(layer)
     if moe is None:
-        raise RequestError("this model has no experts; ask for neurons or whole layers")
+        raise RequestError(f"layer {layer} has no experts; ask for neurons or the whole layer")
     name = f"blocks.{layer}.mlp."
     chosen = np.asarray(values[name + "hook_expert_indices"])  # (T, k)
     share = _value(values, name + "hook_expert_weights_topk")  # (T, k)
@@ -103,7 +103,9 @@ def attribute(
     mlps = np.stack([_value(values, f"blocks.{i}.hook_mlp_out")[position] @ direction for i in range(spec.n_layers)])
     experts = None
     if spec.moe is not None:
-        experts = np.stack([expert_outputs(values, weights, i)[position] @ direction for i in range(spec.n_layers)])
+        experts = np.zeros((spec.n_layers, spec.moe.n_experts))
+        for i in range(spec.moe.n_leading_dense, spec.n_layers):
+            experts[i] = expert_outputs(values, weights, i)[position] @ direction
     place = position % len(_value(values, "hook_embed"))
     last = _value(values, f"blocks.{spec.n_layers - 1}.hook_resid_post")[[position]]
     ids = [target] if contrast is None else [target, contrast]
@@ -114,15 +116,41 @@ def attribute(
 
 
 def neuron_attribution(
-    values: Values, weights: WeightView, layer: int, target: int, contrast: int | None = None, position: int = -1
+    values: Values,
+    weights: WeightView,
+    layer: int,
+    target: int,
+    contrast: int | None = None,
+    position: int = -1,
+    *,
+    expert: int | None = None,
 ) -> F64:
-    """The same for each neuron of a dense layer, (F,): post_n W_down^n; they sum to the layer's part."""
+    """The same for each neuron, (F,): post_n W_down^n; they sum to the layer's part.
+
+    In a layer with experts, those of one expert, times its mixing weight: they sum to the expert's part, and are 0
+    if the token did not go to it. `values` then has the expert's hook_post, and indices and weights of the layer.
+    """
+    moe = weights.spec.moe_of(layer)
     name = f"blocks.{layer}.mlp."
-    if weights.spec.moe is not None:
-        raise RequestError("neurons of experts have no common order; ask for experts")
-    post = weights.as_multiplied(name + "down.weight", _value(values, name + "hook_post"))[position]
     direction = _direction(values, weights, target, contrast, position)
-    return np.asarray(post * (direction @ weights.matrix(name + "down.weight")), np.float64)
+    if moe is None:
+        if expert is not None:
+            raise RequestError(f"layer {layer} has no experts; leave expert out")
+        post = weights.as_multiplied(name + "down.weight", _value(values, name + "hook_post"))[position]
+        return np.asarray(post * (direction @ weights.matrix(name + "down.weight")), np.float64)
+    if expert is None or not 0 <= expert < moe.n_experts:
+        raise RequestError(
+            f"expert is {expert}; layer {layer} has the experts 0 to {moe.n_experts - 1}, name one: "
+            "neurons of different experts have no common order"
+        )
+    chosen = np.asarray(values[name + "hook_expert_indices"]) == expert  # (T, k)
+    if not chosen[position].any():
+        return np.zeros(weights.spec.hidden_dim)
+    share = float(_value(values, name + "hook_expert_weights_topk")[position][chosen[position]][0])
+    row = int(chosen[: position % len(chosen)].any(axis=1).sum())  # tokens that went to it before
+    down = f"{name}experts.{expert}.down.weight"
+    post = weights.as_multiplied(down, _value(values, f"{name}experts.{expert}.hook_post")[[row]])[0]
+    return np.asarray(share * post * (direction @ weights.matrix(down)), np.float64)
 
 
 def _direction(values: Values, weights: WeightView, target: int, contrast: int | None, position: int) -> F64:

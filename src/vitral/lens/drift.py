@@ -113,7 +113,7 @@ def drift(a: Glass, b: Glass, ids: Sequence[int], *, worst: int = 10) -> Drift:
         bootstrap(kl),
         float(moved.max()),
         int((best_a != best_b).sum()),
-        k * len(ids) * a.spec.n_layers,
+        k * len(ids) * a.spec.n_mixture_layers,
         int(flips.sum()),
         flips.sum(axis=1),
         _residual(va, vb, a.spec.n_layers),
@@ -130,6 +130,8 @@ def _flips(a: Values, b: Values, n_layers: int, T: int) -> NDArray[np.int64]:
     """Experts that A chose and B did not, (L, T)."""
     found = np.zeros((n_layers, T), np.int64)
     for i in range(n_layers):
+        if f"blocks.{i}.mlp.hook_expert_indices" not in a:
+            continue  # a layer without experts
         ours, theirs = (np.asarray(v[f"blocks.{i}.mlp.hook_expert_indices"]) for v in (a, b))
         found[i] = (~(ours[:, :, None] == theirs[:, None, :]).any(axis=-1)).sum(axis=-1)
     return found

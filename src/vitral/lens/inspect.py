@@ -178,7 +178,8 @@ def _experts(found: Readout) -> dict[str, Any] | None:
     if found.experts is None:
         return None
     indices, weights = found.experts
-    return {"indices": indices.tolist(), "weights": _rounded(weights)}
+    dense: list[Any] = [[]] * (len(found.lens_ids) - len(indices))  # the first layers may have no experts
+    return {"indices": dense + indices.tolist(), "weights": dense + _rounded(weights)}
 
 
 def _rounded(values: NDArray[Any]) -> list[Any]:

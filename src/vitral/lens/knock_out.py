@@ -47,7 +47,7 @@ def without(
         edits[f"blocks.{layer}.attn.o.weight"] = partial(_zero_columns, head_dim=spec.head_dim, heads=sorted(some))
     for layer, expert in experts:
         _within("layer", layer, spec.n_layers)
-        _within("expert", expert, spec.moe.n_experts if spec.moe else 0)
+        _within(f"layer {layer} expert", expert, moe.n_experts if (moe := spec.moe_of(layer)) else 0)
         edits[f"blocks.{layer}.mlp.experts.{expert}.down.weight"] = _zero
     changed = {name: _edited(weights[name], edit) for name, edit in edits.items()}
     return Weights(spec, {**weights.tensors, **changed})
@@ -96,7 +96,7 @@ def edits_without(
         _within("layer", layer, spec.n_layers)
         some = sorted({expert for at, expert in silent_experts if at == layer})
         for expert in some:
-            _within("expert", expert, spec.moe.n_experts if spec.moe else 0)
+            _within(f"layer {layer} expert", expert, moe.n_experts if (moe := spec.moe_of(layer)) else 0)
             if not reroute:
                 edits[f"blocks.{layer}.mlp.experts.{expert}.hook_out"] = partial(_fill, index=..., value=0)
         assert spec.moe is not None

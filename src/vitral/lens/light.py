@@ -63,7 +63,7 @@ class Light:
     targets (N,): the token after each. lens (L, N): the target's logit after each block. heads (L, H, N): what
     each head adds to it in the end. keys, attention (L, H, N, 8): the most attended positions and their
     shares, -1 and 0 where there are fewer. experts, shares (L, N, k) and margins (L, N), router logit of the last chosen less that of the
-    first not chosen: None for a dense model.
+    first not chosen, of the layers that have experts: None for a dense model.
     """
 
     positions: NDArray[np.int64]
@@ -147,7 +147,8 @@ class LightSet:
 
     def _routes(self, seen: Readings, n: int, k: int) -> tuple[NDArray[np.int32], F32, F32]:
         def stacked(which: str) -> Array:
-            return np.stack([seen[f"blocks.{i}.mlp.hook_{which}"].values[:n] for i in range(self._spec.n_layers)])
+            layers = [i for i in range(self._spec.n_layers) if self._spec.moe_of(i)]
+            return np.stack([seen[f"blocks.{i}.mlp.hook_{which}"].values[:n] for i in layers])
 
         ordered = -np.sort(-stacked("router_logits"), axis=-1)
         return stacked("expert_indices"), stacked("expert_weights_topk"), ordered[..., k - 1] - ordered[..., k]

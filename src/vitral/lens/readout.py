@@ -43,7 +43,8 @@ class Readout:
     logits (T, V). targets (W,): the token whose logit the attributions explain. lens: for each layer
     the ids and probabilities of its candidates (W, n), and the target's probability (W,).
     components (2 L + 1, W): embedding, then attention and feed-forward part of each layer. rounding (W,):
-    what the eight bits add in which the unembedding reads its input. heads (L, H, W). experts: chosen indices and weights (L, T, k) each, or None.
+    what the eight bits add in which the unembedding reads its input. heads (L, H, W). experts: chosen indices and weights (L, T, k) each, of the layers
+    that have experts, or None.
     """
 
     logits: F32
@@ -140,8 +141,8 @@ def _reduced(
         ),
         attention=maps.document(),
         experts=(
-            np.stack([kept[f"blocks.{i}.mlp.hook_expert_indices"] for i in layers]),
-            np.stack([kept[f"blocks.{i}.mlp.hook_expert_weights_topk"] for i in layers]),
+            np.stack([kept[f"blocks.{i}.mlp.hook_expert_indices"] for i in layers if spec.moe_of(i)]),
+            np.stack([kept[f"blocks.{i}.mlp.hook_expert_weights_topk"] for i in layers if spec.moe_of(i)]),
         )
         if spec.moe
         else None,
