@@ -2,10 +2,12 @@
 
     python -m benchmarks.evidence MODEL --records 1000 --tampered 100 --out benchmarks/results/evidence.json
 
-Requests differ in length, temperature, penalties, bias, seed and number of answers, eight at a time. Each document is
-signed, written, read and judged by another instruction set than the server's where the machine has two. Tampering
-takes the kinds in turn: what was changed must be named in the reasons of the judgement. A single flipped byte can fall
-anywhere in the file: it must be found, but `place_named` says nothing about those documents.
+Chats and completions, eight at a time, streamed or not; greedy or sampled, with penalties, bias, stops,
+several answers, a random LoRA adapter of rank 4, and interventions of seven kinds. A model without a chat template gets one. Each
+document is signed, written, read and judged by another instruction set than the server's where the machine has two.
+Tampering takes the kinds in turn, on records of every sort: what was changed must be named in the reasons of the
+judgement. A single flipped byte can fall anywhere in the file: it must be found, but `place_named` says nothing about
+those documents.
 """
 
 from __future__ import annotations
@@ -15,60 +17,120 @@ import base64
 import copy
 import json
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from vitral.engine.intervention_values import Values
+from vitral.engine.interventions import Intervention, to_document
 from vitral.errors import FormatError
 from vitral.lens.analysis import Analysis
 from vitral.lens.envelope import canonical, seal
 from vitral.lens.evidence import digests_of, make, read, statement_of
-from vitral.serve.proof import Opened, judge_on
+from vitral.model.spec import ModelSpec
+from vitral.serve.proof import Opened, judge_on, opened
+
+if TYPE_CHECKING:
+    from tests.serve.live import Live
 
 Predicate = dict[str, Any]
 
 
-def requests(n: int, model: str) -> list[tuple[str, dict[str, Any]]]:
-    """n requests for a server, of every kind in turn."""
+WORDS = [
+    "once",
+    "there",
+    "was",
+    "a",
+    "little",
+    "girl",
+    "who",
+    "had",
+    "red",
+    "ball",
+    "and",
+    "big",
+    "dog",
+    "in",
+    "the",
+    "park",
+]
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+SAMPLING: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_p": 0.9},
+    {"temperature": 1.2, "frequency_penalty": 0.5, "presence_penalty": 0.3},
+    {"logit_bias": {"300": 5}},
+    {"temperature": 0.9, "n": 2},
+    {"stop": ["."]},
+)
+
+
+def changes(i: int, spec: ModelSpec) -> dict[str, Any]:
+    """A document of interventions; another kind for each i."""
+    layer = i % spec.n_layers
+    row = np.random.default_rng(i).normal(0, 0.1, spec.dim).astype(np.float32)
+    one = (
+        Intervention("zero", tap=f"blocks.{layer}.hook_mlp_out", since=2),
+        Intervention("steer", tap=f"blocks.{layer}.hook_resid_post", values=Values.of(row.tolist()), coefficient=2.0),
+        Intervention("knock_out", layer=layer, heads=(i % spec.n_heads,)),
+        Intervention("replace", tap=f"blocks.{layer}.attn.hook_z", heads=(0,), values=Values.of(0.25)),
+        Intervention("mean", tap=f"blocks.{layer}.hook_attn_out", values=Values.of(row.tolist()), positions=(1, 3)),
+        Intervention("knock_out", layer=layer, neurons=(0, 5, 7)),
+        Intervention("zero", tap=f"blocks.{layer}.attn.hook_pattern", columns=(0,), since=3),
+    )[i % 7]
+    return to_document([one])
+
+
+def requests(n: int, model: str, adapter: str, spec: ModelSpec) -> list[tuple[str, dict[str, Any]]]:
+    """n requests for a server, of every sort in turn: half are chats, a third has an adapter, two fifths interventions."""
     rng = random.Random(5)
-    words = [
-        "once",
-        "there",
-        "was",
-        "a",
-        "little",
-        "girl",
-        "who",
-        "had",
-        "red",
-        "ball",
-        "and",
-        "big",
-        "dog",
-        "in",
-        "the",
-        "park",
-    ]
     found = []
     for i in range(n):
-        body: dict[str, Any] = {"model": model, "max_tokens": rng.randint(1, 6), "seed": i}
-        body["prompt"] = " ".join(rng.choices(words, k=rng.randint(1, 4)))
-        body |= [
-            {},
-            {"temperature": 1.0},
-            {"temperature": 0.7, "top_p": 0.9},
-            {"temperature": 1.2, "frequency_penalty": 0.5, "presence_penalty": 0.3},
-            {"logit_bias": {"300": 5}},
-            {"temperature": 0.9, "n": 2},
-            {"stop": ["."]},
-        ][i % 7]
-        found.append(("/v1/completions", body))
+        text = " ".join(rng.choices(WORDS, k=rng.randint(1, 12)))
+        body: dict[str, Any] = {"model": adapter if i % 3 == 2 else model, "max_tokens": rng.randint(4, 24), "seed": i}
+        body |= SAMPLING[i % len(SAMPLING)]
+        if i % 5 in (1, 3):
+            body["interventions"] = changes(i, spec)
+        if i % 2:
+            turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] * (i % 4 == 3)
+            body["messages"] = [*turns, {"role": "user", "content": text}]
+        else:
+            body["prompt"] = text
+        found.append(("/v1/chat/completions" if i % 2 else "/v1/completions", body))
     return found
+
+
+def ask(server: Live, path: str, body: dict[str, Any], i: int) -> str:
+    """Send a request, every eleventh streamed; the record's id."""
+    if i % 11 == 0:
+        with server.http.stream("POST", path, json={**body, "stream": True}) as response:
+            assert response.status_code == 200, response.read()
+            assert b"[DONE]" in response.read()
+            return response.headers["x-vitral-record"]
+    answer = server.post(path, body)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["record"])
+
+
+def sorts(records: list[dict[str, Any]]) -> dict[str, int]:
+    """How many records are of each sort; one may be of several."""
+    return {
+        "chats": sum("chat" in r["route"] for r in records),
+        "completions": sum(r["route"].endswith("/v1/completions") for r in records),
+        "adapters": sum(r["model"]["adapter"] is not None for r in records),
+        "interventions": sum(r.get("interventions") is not None for r in records),
+        "several_answers": sum(len(r["sequences"]) > 1 for r in records),
+        "sampled": sum(float(r["sequences"][0]["parameters"].get("temperature") or 0) > 0 for r in records),
+    }
 
 
 def analyses(i: int) -> Analysis:
@@ -117,6 +179,15 @@ def _flip_parameter(p: Predicate) -> str:
     return "/record/sequences/0/parameters"
 
 
+def _flip_intervention(p: Predicate) -> str:
+    kept = p["record"].get("interventions")
+    if kept is None:
+        p["record"]["interventions"] = {"document": {"version": 1, "interventions": []}, "sha256": "0" * 64}
+    else:
+        kept["document"]["interventions"][0]["since"] = 99
+    return "/record/interventions"
+
+
 def _flip_weights(p: Predicate) -> str:
     p["record"]["model"]["weights"] = "0" * 64
     return "/record/model"
@@ -138,7 +209,7 @@ def _drop_value(p: Predicate) -> str:
 
 
 IN_PREDICATE: tuple[Callable[[Predicate], str], ...] = (
-    _flip_value, _flip_attention, _flip_control, _flip_token, _flip_prompt, _flip_logits, _flip_parameter,
+    _flip_value, _flip_attention, _flip_control, _flip_token, _flip_prompt, _flip_logits, _flip_parameter, _flip_intervention,
     _flip_weights, _flip_analysis, _flip_digest, _drop_value,
 )  # fmt: skip
 
@@ -178,8 +249,22 @@ def tampered(data: bytes, i: int) -> tuple[str, bytes, str]:
     return kinds[n], canonical(envelope) + b"\n", place
 
 
-def prove(records: list[dict[str, Any]], n_tampered: int, makes: Opened, judges: Opened) -> dict[str, Any]:
-    """Make and judge evidence of each record, then of tampered ones; counts, and what went wrong."""
+Pair = tuple[Opened, Opened]
+"""What makes the evidence of a record, and what judges it."""
+
+
+def prove(records: list[dict[str, Any]], n_tampered: int, plain: Pair, adapted: Pair | None = None) -> dict[str, Any]:
+    """Make and judge evidence of each record, then of tampered ones; counts, and what went wrong.
+
+    adapted: the same for records of an adapter.
+    """
+
+    def pair(record: dict[str, Any]) -> Pair:
+        if record["model"]["adapter"] is None:
+            return plain
+        assert adapted is not None, "a record of an adapter wants the models that have it"
+        return adapted
+
     key = Ed25519PrivateKey.generate()
     public = key.public_key()
     began, steps, size = time.perf_counter(), 0, 0
@@ -187,22 +272,26 @@ def prove(records: list[dict[str, Any]], n_tampered: int, makes: Opened, judges:
     wrong: list[str] = []
     rich: list[bytes] = []
     for i, record in enumerate(records):
+        makes, judges = pair(record)
         data = make(makes.glass, record, analyses(i), key)
         size += len(data)
         steps += sum(sequence["answer"]["count"] for sequence in record["sequences"])
         found = judge_on(judges, read(data, record["id"]), public)
         verdicts[found.verdict] = verdicts.get(found.verdict, 0) + 1
+        if (i + 1) % 50 == 0:
+            print(f"{i + 1} records, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         if found.verdict != "EXACT":
             wrong.append(f"{record['id']}: {found.verdict} {found.reasons}")
     spent = time.perf_counter() - began
-    for record in records[: min(len(records), 10)]:
-        rich.append(make(makes.glass, record, Analysis(lens=2, attention=2), key))
+    some = records[: min(len(records), 35)]
+    for record in some:
+        rich.append(make(pair(record)[0].glass, record, Analysis(lens=2, attention=2), key))
     kinds: dict[str, int] = {}
     found_all = named_all = 0
     for i in range(n_tampered):
         kind, data, place = tampered(rich[i % len(rich)], i)
         try:
-            judged = judge_on(judges, read(data, "evidence"), public)
+            judged = judge_on(pair(some[i % len(rich)])[1], read(data, "evidence"), public)
             verdict, reasons = judged.verdict, judged.reasons
         except FormatError as error:
             verdict, reasons = "REFUSED", (str(error),)
@@ -217,35 +306,44 @@ def prove(records: list[dict[str, Any]], n_tampered: int, makes: Opened, judges:
         "records": len(records), "verdicts": verdicts, "steps": steps, "document_bytes_mean": size // len(records),
         "seconds": round(spent, 1), "tampered": n_tampered, "found": found_all, "place_named": named_all,
         "kinds": kinds, "wrong": wrong,
-        "made_on": dict(makes.identity["kernels"]), "judged_on": dict(judges.identity["kernels"]),
+        "made_on": dict(plain[0].identity["kernels"]), "judged_on": dict(plain[1].identity["kernels"]),
     }  # fmt: skip
 
 
 def main() -> None:
     """Start a server, load it, prove everything."""
-    from tests.serve.live import live
+    from tests.formats.test_adapters import random_parts, write_peft
+    from tests.serve.live import live, with_template
     from vitral import native
+    from vitral.formats.checkpoint import open_checkpoint
     from vitral.serve.models import public_name
-    from vitral.serve.proof import opened
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model")
+    parser.add_argument("model", type=Path)
     parser.add_argument("--records", type=int, default=1000)
     parser.add_argument("--tampered", type=int, default=100)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, live(Path(folder), given.model, "--context", "512") as server:
-        with ThreadPoolExecutor(8) as pool:
-            asked = requests(given.records, public_name(given.model))
-            ids = list(pool.map(lambda each: server.post(*each).json()["record"], asked))
-        records = [server.http.get(f"/v1/records/{id}").json() for id in ids]
     usable = [one.name for one in native.instruction_sets() if one.available]
-    with (
-        opened(given.model, "f16", threads=1) as makes,
-        opened(given.model, "f16", threads=1, isa="scalar" if "scalar" in usable else None) as judges,
-    ):
-        result = prove(records, given.tampered, makes, judges)
-    text = json.dumps({"model": public_name(given.model), **result}, indent=2) + "\n"
+    other = "scalar" if "scalar" in usable else None
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        model = str(with_template(given.model, folder / "chat.gguf", TEMPLATE))
+        spec = open_checkpoint(Path(model)).spec
+        adapter = write_peft(folder / "lora", random_parts(spec, rank=4, scale=2.0), {"r": 4, "lora_alpha": 8})
+        with live(folder, model, "--context", "512", "--adapter", f"paint={adapter}") as server:
+            asked = requests(given.records, public_name(model), f"{public_name(model)}:paint", spec)
+            with ThreadPoolExecutor(8) as pool:
+                ids = list(pool.map(lambda i: ask(server, *asked[i], i), range(len(asked))))
+            records = [server.http.get(f"/v1/records/{id}").json() for id in ids]
+        kv_type = records[0]["model"]["kernels"]["kv_type"]
+
+        def pair(path: Path | None) -> Pair:
+            makes = stack.enter_context(opened(model, kv_type, threads=1, adapter=path))
+            return makes, stack.enter_context(opened(model, kv_type, threads=1, adapter=path, isa=other))
+
+        result = prove(records, given.tampered, pair(None), pair(adapter))
+    text = json.dumps({"model": given.model.name, "sorts": sorts(records), **result}, indent=2) + "\n"
     print(text)
     if given.out is not None:
         given.out.write_text(text)

@@ -56,7 +56,7 @@ def test_evidence_is_exact_on_another_instruction_set(tiny: str, document: bytes
 
 def test_every_kind_of_tampering_is_found_and_the_place_named(on: Opened, record: dict[str, Any]) -> None:
     again = [{**record, "id": f"rec_{i}"} for i in range(2)]
-    result = prove(again, len(IN_PREDICATE) + 7, on, on)
+    result = prove(again, len(IN_PREDICATE) + 7, (on, on))
     assert result["wrong"] == []
     assert result["verdicts"] == {"EXACT": 2}
     assert result["place_named"] == len(result["kinds"]) == len(IN_PREDICATE) + 7
