@@ -1,4 +1,4 @@
-"""Writes what the code knows into docs/reference: commands, weight types. `python -m tools.reference`."""
+"""Writes what the code knows into docs/reference: commands, weight types, measured errors of taps. `python -m tools.reference`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from typer.main import get_command
 
+from tools.tap_matrix import tap_matrix
 from vitral.cli.main import app
 from vitral.formats.mixes import FILE_TYPES, plan_types
 from vitral.formats.quants import TYPES
@@ -34,7 +35,7 @@ Every command takes `--json`: standard output then holds one JSON document in ev
 
 def pages() -> dict[str, str]:
     """Every page that holds something generated, by file name, as it ought to be."""
-    found = {"cli.md": _cli(), "tune-recipe.md": _recipe()}
+    found = {"cli.md": _cli(), "tune-recipe.md": _recipe(), "tap-matrix.md": tap_matrix()}
     text = (FOLDER / "layouts-and-types.md").read_text("utf-8")
     for mark, part in {"types": _types(), "file types": _file_types()}.items():
         before, rest = text.split(f"<!-- {mark} -->\n")
