@@ -144,7 +144,7 @@ def of_checkpoint(
         tokenizer = tokenizer_of(checkpoint)
         model = packed.result()
     cache = model.new_cache(plan.n_pages, PAGE_SIZE, kv_type)
-    forward = NativeForward(model, cache, checkpoint.spec.vocab_size)
+    forward = NativeForward(model, cache, checkpoint.spec.vocab_size, checkpoint.weights.tensors)
     return LanguageModel(
         checkpoint.spec,
         tokenizer,

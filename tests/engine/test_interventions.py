@@ -43,8 +43,9 @@ def logits(e: Engine, requests: list[tuple[list[int], tuple[Intervention, ...]]]
 
 def law(case: tuple[str, str], ids: list[int], changes: tuple[Intervention, ...]) -> bytes:
     known = weights(*case)
-    on_tap = reference_taps(changes) if changes else None
-    return Reference(known.spec, known.law()).forward(ids, Cache(known.spec, "f16"), on_tap).tobytes()
+    reference = Reference(known.spec, known.law())
+    on_tap = reference_taps(changes, head_result=reference.head_result) if changes else None
+    return reference.forward(ids, Cache(known.spec, "f16"), on_tap).tobytes()
 
 
 def some(case: tuple[str, str], seed: int = 0) -> dict[str, tuple[Intervention, ...]]:
@@ -66,6 +67,8 @@ def some(case: tuple[str, str], seed: int = 0) -> dict[str, tuple[Intervention, 
         "steer": Intervention("steer", tap="blocks.0.hook_resid_pre", values=draw(C), coefficient=-1.5, since=2),
         "freeze": Intervention("freeze_attention", layer=1, values=Values.of(pattern), positions=(2, 16)),
         "heads": Intervention("knock_out", layer=0, heads=(0, 2)),
+        "result": Intervention("zero", tap="blocks.0.attn.hook_result", heads=(1,), since=2),
+        "results": Intervention("steer", tap="blocks.1.attn.hook_result", values=draw(H, C), positions=(0, 9)),
         "keys": Intervention("zero", tap="blocks.0.attn.hook_pattern", columns=(0, 4), heads=(1,)),
     }
     if spec.moe is None:
@@ -106,6 +109,38 @@ def test_a_replacement_of_every_tap_has_the_bits_of_the_reference(case: tuple[st
         change = Intervention("patch", tap=tap.name, values=values, positions=tuple(range(len(PROMPT))))
         found = logits(engine(case, step_tokens=11), [(PROMPT, ()), (PROMPT, (change,))])
         assert found[1] == law(case, PROMPT, (change,)), tap.name
+
+
+def test_results_of_heads_are_replaced_one_by_one() -> None:
+    case = ("llama-3.1", "F32")
+    known, seen = weights(*case), {}
+    H, C = known.spec.n_heads, known.spec.dim
+    reference = Reference(known.spec, known.law())
+    new = np.random.default_rng(3).standard_normal((len(PROMPT), H, C)).astype(np.float32)
+
+    def attn_out(*changes: Intervention) -> Any:
+        on_tap = reference_taps(changes, see=seen.__setitem__, head_result=reference.head_result)
+        reference.forward(PROMPT, Cache(known.spec), on_tap)
+        return seen["blocks.1.hook_attn_out"]
+
+    tap = "blocks.1.attn.hook_result"
+    plain = attn_out()
+    z = seen["blocks.1.attn.hook_z"]
+    each = np.stack([reference.head_result(1, z, head) for head in range(H)], axis=1)
+    assert np.allclose(each.sum(axis=1), plain, atol=1e-5)
+    assert np.allclose(attn_out(Intervention("zero", tap=tap)), 0, atol=1e-5)
+    everywhere = Intervention("patch", tap=tap, values=Values.of(new), positions=tuple(range(len(PROMPT))))
+    assert np.allclose(attn_out(everywhere), new.sum(axis=1), atol=1e-4)
+    same = Intervention("patch", tap=tap, values=Values.of(each), positions=tuple(range(len(PROMPT))))
+    assert (attn_out(same) == plain).all(), "what is replaced by itself changes no bit"
+    silent = attn_out(Intervention("zero", tap=tap, heads=(2,)))
+    assert np.allclose(silent, attn_out(Intervention("knock_out", layer=1, heads=(2,))), atol=1e-5)
+    with pytest.raises(RequestError, match="has no blocks.9.attn.hook_result"):
+        Intervention("zero", tap="blocks.9.attn.hook_result").check(known.spec)
+    with pytest.raises(RequestError, match=r"values have shape \[3\]"):
+        Intervention("replace", tap=tap, values=Values.of([1, 2, 3])).check(known.spec)
+    with pytest.raises(RequestError, match="give it"):
+        reference_taps((Intervention("zero", tap=tap),))
 
 
 def test_requests_share_pages_only_if_their_interventions_are_equal() -> None:

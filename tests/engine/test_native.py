@@ -55,7 +55,7 @@ def engine(
         isa=isa or available()[-1],
         context_length=CONTEXT,
     )
-    forward = NativeForward(model, model.new_cache(n_pages, page_size, "f16"), spec.vocab_size)
+    forward = NativeForward(model, model.new_cache(n_pages, page_size, "f16"), spec.vocab_size, weights(*case).tensors)
     return Engine(forward, context_length=CONTEXT, **options)  # type: ignore[arg-type]
 
 

@@ -221,6 +221,10 @@ class Engine:
         mail: bool,
     ) -> Request:
         most = self._fit(prompt, params)
+        if adapter is not None and plan is not None and plan.replaces_results:
+            raise RequestError(
+                "hook_result is what W_O alone makes of z, and an adapter adds to it; replace hook_z or hook_attn_out"
+            )
         if adapter is not None:
             salt = adapter.salt(salt)
         with self._intake_lock:
@@ -349,7 +353,7 @@ class Engine:
         wants_hidden = any(chunk.request.on_hidden is not None for chunk in chunks)
         if any(chunk.request.tap_plan is not None for chunk in chunks):
             assert isinstance(self._forward, ShowsTaps), "no request has a tap plan without it"
-            taps = StepTaps(chunks)
+            taps = StepTaps(chunks, self._forward.head_result)
             hidden: list[F32] = []
 
             def on_tap(name: str, value: Array, sequence: int) -> None:

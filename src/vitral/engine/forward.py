@@ -83,6 +83,10 @@ class ShowsTaps(Protocol):
         """
         ...
 
+    def head_result(self, layer: int, z: F32, head: int) -> F32:
+        """As `Reference.head_result`: (n, C) of z (n, H, D). RequestError where the weights are not at hand."""
+        ...
+
     def project_back(self, name: str, x: F32) -> F32:
         """A matrix by its canonical name read backwards: x (n, rows) times W (rows, columns)."""
         ...

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from vitral.engine.intervention_values import Values
 from vitral.errors import RequestError
 from vitral.model.spec import ModelSpec
-from vitral.model.taps import is_attention, row_shape, taps
+from vitral.model.taps import RESULT, is_attention, row_shape, taps
 
 __all__ = ["VERSION", "Intervention", "check_interventions", "digest", "from_document", "to_document"]
 
@@ -128,7 +128,7 @@ class Intervention:
     def check(self, spec: ModelSpec) -> None:
         """RequestError if the model has no such tap, head, neuron or expert, or the values have another shape."""
         name = self.target
-        if name not in {tap.name for tap in taps(spec)}:
+        if name not in {tap.name for tap in taps(spec)} | {f"blocks.{i}.{RESULT}" for i in range(spec.n_layers)}:
             raise RequestError(f"{self.kind}: this model has no {name}; `vitral.model.taps` lists what it has")
         shape = row_shape(spec, name)
         if name.endswith("hook_expert_indices") and self.kind != "force_experts":

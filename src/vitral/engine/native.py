@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitral.engine.forward import Batch
-from vitral.errors import HardwareError
+from vitral.errors import HardwareError, RequestError
 from vitral.formats.bounds import is_mapped, let_go
 from vitral.formats.weights import Tensor, Weights
 from vitral.model import rope
 from vitral.model.law import F32, LowRank
 from vitral.model.spec import ModelSpec
-from vitral.native import Cache, NativeModel
+from vitral.native import Cache, NativeModel, Packed, matmul, pack
 
 __all__ = ["NativeForward", "native_model"]
 
@@ -26,10 +26,15 @@ _TOGETHER = 64 << 20  # bytes of weights that are packed at once and let go of t
 class NativeForward:
     """A native model and its paged cache."""
 
-    def __init__(self, model: NativeModel, cache: Cache, vocab_size: int) -> None:
+    def __init__(
+        self, model: NativeModel, cache: Cache, vocab_size: int, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """weights: the checkpoint's tensors; needed to replace results of heads alone."""
         self.model = model
         self.cache = cache
         self.vocab_size = vocab_size
+        self._weights = weights
+        self._outputs: dict[int, Packed] = {}  # W_O of the layers whose results somebody replaces
 
     @property
     def n_pages(self) -> int:
@@ -79,6 +84,16 @@ class NativeForward:
             adapters=batch.adapters,
             attention_of=sorted(attention_of),
         )
+
+    def head_result(self, layer: int, z: F32, head: int) -> F32:
+        if layer not in self._outputs:
+            if self._weights is None:
+                raise RequestError("hook_result is made of W_O, and this model was made without its weights at hand")
+            tensor = self._weights[f"blocks.{layer}.attn.o.weight"]
+            self._outputs[layer] = pack(tensor.type.name, tensor.raw(), threads=self.model.threads)
+        alone = np.zeros_like(z)
+        alone[:, head] = z[:, head]
+        return matmul(self._outputs[layer], alone.reshape(len(z), -1), threads=self.model.threads, isa=self.model.isa)
 
     def project_back(self, name: str, x: F32) -> F32:
         return self.model.project_back(name, x)

@@ -20,17 +20,22 @@ from vitral.engine.interventions import Intervention, check_interventions
 from vitral.errors import RequestError
 from vitral.formats.bounds import nearest
 from vitral.model.spec import ModelSpec
-from vitral.model.taps import is_attention, row_shape, taps
+from vitral.model.taps import RESULT, is_attention, row_shape, taps
 
 if TYPE_CHECKING:
     from vitral.engine.scheduler import Chunk
     from vitral.model.reference import OnTap
 
-__all__ = ["OnValue", "StepTaps", "TapPlan", "Watch", "reference_taps"]
+__all__ = ["HeadResult", "OnValue", "StepTaps", "TapPlan", "Watch", "reference_taps", "replace_results"]
 
 Array = NDArray[Any]
 OnValue = Callable[[str, NDArray[np.int64], Array], None]
 """Sees a tap's name, the absolute positions of the rows (n,) and the rows (n, ...); of attention (H, n, S)."""
+
+HeadResult = Callable[[int, Array, int], Array]
+"""As `Reference.head_result`."""
+
+_Z, _OUT = "attn.hook_z", "hook_attn_out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +172,28 @@ class TapPlan:
     def names(self) -> set[str]:
         """The taps that the model has to show."""
         names = self.watched.keys() | self.changed.keys()
+        for name in [name for name in names if name.endswith(RESULT)]:  # made of z, it changes what attention adds
+            names = names - {name} | {name.replace(RESULT, _Z), name.replace(RESULT, _OUT)}
         return names | {_indices_of(name) for name in names if _needs_indices(name)}
+
+    def concerns(self, name: str) -> bool:
+        """Whether a tap is watched, changed, or needed to replace results of heads."""
+        return (
+            name in self.watched or name in self.changed or self.makes_results(name) or bool(self.results_before(name))
+        )
+
+    @property
+    def replaces_results(self) -> bool:
+        """Whether results of heads are changed."""
+        return any(name.endswith(RESULT) for name in self.changed)
+
+    def makes_results(self, name: str) -> bool:
+        """Whether a tap is the z that results to be replaced are made of."""
+        return name.endswith(_Z) and name.replace(_Z, RESULT) in self.changed
+
+    def results_before(self, name: str) -> Sequence[Intervention]:
+        """What changes the results that a tap is the sum of."""
+        return self.changed.get(name.replace(_OUT, RESULT), ()) if name.endswith(_OUT) else ()
 
     @property
     def watches_every_logit(self) -> bool:
@@ -185,10 +211,12 @@ class StepTaps:
     """The taps of one step. `names` is what the model shows, `on_tap` what it calls."""
 
     chunks: Sequence[Chunk]
+    head_result: HeadResult
     kept: list[list[tuple[str, NDArray[np.int64], Array]]] = field(init=False)
     names: set[str] = field(init=False)
     attention_of: set[int] = field(init=False)  # chunks whose scores or patterns somebody wants
     _chosen: Array | None = None  # experts of the layer (T, k)
+    _z: dict[int, Array] = field(default_factory=dict)  # of chunks that replace results of the layer
 
     def __post_init__(self) -> None:
         self.kept = [[] for _ in self.chunks]
@@ -211,7 +239,7 @@ class StepTaps:
             rows = slice(first, first + n)
             first += n
             plan = chunk.request.tap_plan
-            if plan is None or (name not in plan.watched and name not in plan.changed):
+            if plan is None or not plan.concerns(name):
                 continue
             if is_attention(name):
                 if sequence == number:
@@ -250,8 +278,13 @@ class StepTaps:
         request = self.chunks[number].request
         plan = request.tap_plan
         assert plan is not None
+        results = plan.results_before(name)
+        if results:
+            replace_results(results, positions, self._z[number], value, self.head_result)
         for intervention in plan.changed.get(name, ()):
             intervention.apply(positions, value, chosen)
+        if plan.makes_results(name):
+            self._z[number] = np.array(value)
         for watch in plan.watched.get(name, ()):
             first = positions[0]
             if watch.positions is None and watch.since <= first and request.observed <= first:
@@ -263,17 +296,52 @@ class StepTaps:
                 self.kept[number] += [(label, positions[mine], rows) for label, rows in watch.reduce(name, some)]
 
 
+def replace_results(
+    changes: Collection[Intervention],
+    positions: NDArray[np.int64],
+    z: Array,
+    out: Array,
+    head_result: HeadResult,
+) -> None:
+    """Change results of heads: `out` (n, C), what attention adds, gets each new one less the old, head after head.
+
+    A head whose result stays adds nothing, so the bits of the others stay too. z (n, H, D) at `positions` (n,).
+    """
+    layer = int(next(iter(changes)).target.split(".")[1])
+    n, H, _ = z.shape
+    everyone = any(change.heads is None for change in changes)
+    heads = range(H) if everyone else sorted({head for change in changes for head in change.heads or ()})
+    old = np.zeros((n, H, out.shape[-1]), np.float32)
+    for head in heads:
+        old[:, head] = head_result(layer, z, head)
+    new = old.copy()
+    for change in changes:
+        change.apply(positions, new)
+    for head in heads:
+        out += new[:, head] - old[:, head]
+
+
 def reference_taps(
     interventions: Collection[Intervention],
     start: int = 0,
     see: Callable[[str, Array], None] | None = None,
+    head_result: HeadResult | None = None,
 ) -> OnTap:
     """The same interventions for `Reference.forward`, whose first token is at position `start`; `see` sees the values.
+
+    head_result: the reference's own, needed to replace results of heads.
 
     >>> reference_taps([Intervention("zero", tap="hook_embed")])("hook_embed", np.ones((1, 2), np.float32)).tolist()
     [[0.0, 0.0]]
     """
     chosen: list[Array] = []
+    z: list[Array] = []
+    results: dict[str, list[Intervention]] = {}
+    for one in interventions:
+        if one.target.endswith(RESULT):
+            results.setdefault(one.target.replace(RESULT, _OUT), []).append(one)
+    if results and head_result is None:
+        raise RequestError("results of heads are replaced with the reference's head_result; give it")
 
     def on_tap(name: str, value: Array) -> Array:
         n = value.shape[1] if is_attention(name) else len(value)
@@ -282,12 +350,17 @@ def reference_taps(
             expert = int(name.split(".experts.")[1].split(".")[0])
             positions = start + np.nonzero(chosen[-1] == expert)[0]
         changed = value.copy()
+        if name in results:
+            assert head_result is not None, "it was looked for above"
+            replace_results(results[name], positions, z[-1], changed, head_result)
         for intervention in interventions:
             if intervention.target == name:
                 rows = chosen[-1] if name.endswith("hook_expert_weights_topk") else None
                 intervention.apply(positions, changed, rows)
         if name.endswith("hook_expert_indices"):
             chosen.append(changed)
+        if name.endswith(_Z):
+            z.append(changed)
         if see is not None:
             see(name, changed)
         return changed

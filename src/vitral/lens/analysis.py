@@ -115,7 +115,7 @@ def analyse(
 
     ids = [*prompt, *answer[:-1]]
     reference = Reference(spec, glass.weights, glass.context_length, glass.adapter)
-    on_tap = reference_taps(interventions, see=see) if interventions else see
+    on_tap = reference_taps(interventions, see=see, head_result=reference.head_result) if interventions else see
     logits = reference.forward(ids, Cache(spec, glass.kv_type), on_tap)[first:]  # (T, V)
     values: dict[str, Any] = {"logits": [logits_digest(row) for row in logits]}
     if analysis.lens:

@@ -1,7 +1,8 @@
 """`attn.hook_result`, what each head adds to the residual stream: made of `hook_z` and W_O for who asks for it.
 
-It is H times as large as the residual stream and no pass needs it, so the model has no such tap and it cannot be
-replaced: replace `hook_z`. Only a name that ends in `hook_result` asks for it, `*` does not.
+It is H times as large as the residual stream and no pass needs it, so the model has no such tap. Only a name that ends
+in `hook_result` asks for it, `*` does not. What is read is made of z: a result that an intervention replaced is seen in
+`hook_attn_out`, not here.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from vitral.formats.weights import Weights
 from vitral.lens.readings import Reading, Readings
 from vitral.lens.weights import WeightView
 from vitral.model.spec import ModelSpec
+from vitral.model.taps import RESULT
 
 __all__ = ["RESULT", "Looking", "result_names"]
 
-RESULT = "attn.hook_result"
 _Z = "attn.hook_z"
 
 

@@ -121,6 +121,15 @@ class Reference:
         z = tap(name + "hook_z", z.reshape(spec.n_heads, T, D).swapaxes(0, 1))
         return self._product(name + "o.weight", z.reshape(T, -1))
 
+    def head_result(self, i: int, z: F32, head: int) -> F32:
+        """What a head of block i adds to the residual stream, (T, C): W_O times z (T, H, D) with the other heads 0.
+
+        Whoever replaces a head's result adds the new one less this one to `hook_attn_out`, head after head.
+        """
+        alone = np.zeros_like(z)
+        alone[:, head] = z[:, head]
+        return law.linear(self.weights[f"blocks.{i}.attn.o.weight"], alone.reshape(len(z), -1))
+
     def _visible(self, T: int, S: int) -> NDArray[np.bool_]:
         """Which of S positions each of the last T sees: itself and earlier ones, inside the window."""
         back = np.arange(S - T, S)[:, None] - np.arange(S)

@@ -12,7 +12,11 @@ from functools import lru_cache
 
 from vitral.model.spec import ModelSpec, MoeSpec
 
-__all__ = ["Tap", "is_attention", "row_shape", "taps"]
+__all__ = ["RESULT", "Tap", "is_attention", "row_shape", "taps"]
+
+RESULT = "attn.hook_result"
+"""Behind `blocks.N.`: what each head adds to the residual stream (T, H, C). No pass needs it, so it is no `Tap`: who asks
+for it or changes it has it made, head by head, as `Reference.head_result` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ def is_attention(name: str) -> bool:
 
 
 def row_shape(spec: ModelSpec, name: str) -> tuple[int, ...]:
-    """The shape that a tap has for one token: its letters without T or n; of S the largest."""
+    """The shape that a tap or a result has for one token: its letters without T or n; of S the largest."""
     sizes = {
         "C": spec.dim,
         "1": 1,
@@ -112,7 +116,8 @@ def row_shape(spec: ModelSpec, name: str) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def _letters(spec: ModelSpec) -> dict[str, list[str]]:
-    return {tap.name: tap.shape.split() for tap in taps(spec)}
+    results = {f"blocks.{i}.{RESULT}": ["T", "H", "C"] for i in range(spec.n_layers)}
+    return {tap.name: tap.shape.split() for tap in taps(spec)} | results
 
 
 def _inside(prefix: str, entries: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
