@@ -26,6 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -332,6 +333,7 @@ def main() -> None:
         spec = open_checkpoint(Path(model)).spec
         adapter = write_peft(folder / "lora", random_parts(spec, rank=4, scale=2.0), {"r": 4, "lora_alpha": 8})
         with live(folder, model, "--context", "512", "--adapter", f"paint={adapter}") as server:
+            server.http.timeout = httpx.Timeout(3600)  # a busy machine may hold everything up for minutes
             asked = requests(given.records, public_name(model), f"{public_name(model)}:paint", spec)
             with ThreadPoolExecutor(8) as pool:
                 ids = list(pool.map(lambda i: ask(server, *asked[i], i), range(len(asked))))
