@@ -72,7 +72,7 @@ async def inspect(call: Call) -> Response:
     headers = {"x-vitral-record": run.record}
     progress = run.progress[0]
     ids = [*prompt, *progress.tokens]
-    if body.format in ("safetensors", "arrow"):
+    if body.format == "safetensors" or body.format == "arrow":
         arrays = {}
         for one in readings(progress):
             name = f"{'light' if one.record is None else one.record}/{one.name}"
