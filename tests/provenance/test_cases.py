@@ -41,7 +41,7 @@ def test_v1_tuned_llama31_sold_owes_name_notice_display_and_policy() -> None:
     assert found(judgement, "duty", "llama3.1", "§1.b.iv").duty == "policy"
     assert found(judgement, "duty", "llama3.1", "§1.b.i(A)").duty == "copy"
     assert shown(judgement) == {"Built with Llama"}
-    assert notice_files(judgement)["Notice"] == LLAMA31_NOTICE + "\n"
+    assert notice_files(judgement)["Notice"].decode() == LLAMA31_NOTICE + "\n"
     renamed = judge(judgement.dossier, replace(use, name="Llama-AcmeChat-8B"))
     assert renamed.outcome is Outcome.DUTIES and not renamed.unmet
 
@@ -246,6 +246,8 @@ def test_the_bundle_holds_words_that_licences_order(tmp_path: Path) -> None:
     dossier = of(part("merged", "a/Llama-3.1-8B", "llama3.1"), part("merged", "b/Qwen2.5-72B", "qwen"))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "LICENSE").write_text("the text as obtained")
+    (tmp_path / "secret").write_text("nobody's business")
+    (tmp_path / "model" / "LICENSE.link").symlink_to(tmp_path / "secret")
     written = write_notices(judge(dossier, use), tmp_path / "out", tmp_path / "model")
     assert {path.name for path in written} == {"DUTIES.md", "LICENSE", "Notice", "THIRD-PARTY-LICENCES.md"}
     lines = (tmp_path / "out" / "Notice").read_text("utf-8").splitlines()

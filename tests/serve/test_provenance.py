@@ -45,7 +45,9 @@ def test_notices_and_comparisons_are_those_of_the_library(server: Live, smollm2:
     use = {"what": {"commercial": True, "share_weights": True, "modify": True}}
     found = server.post("/v1/licence/notices", {"model": CHAT, "use": use}).json()
     wanted = check(CHAT, Use(commercial=True, share_weights=True, modify=True), smollm2)
-    assert found == {"outcome": wanted.outcome.words, "files": notice_files(wanted)}
+    files = {name: content.decode() for name, content in notice_files(wanted, smollm2).items()}
+    assert found == {"outcome": wanted.outcome.words, "files": files}
+    assert any("Version 2.0, January 2004" in text for text in files.values()), "the copy of the licence that is owed"
     rows = server.post("/v1/licence/compare", {"first": "llama3", "second": "llama3.1"}).json()["data"]
     assert [row["about"] for row in rows] == [row.about for row in compare("llama3", "llama3.1")]
     assert server.post("/v1/licence/compare", {"first": "llama3", "second": "llama33"}).status_code == 404

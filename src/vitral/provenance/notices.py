@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vitral.errors import LicenceError
 from vitral.provenance.judgement import Judgement
+from vitral.provenance.scan_names import stays_inside
 from vitral.provenance.terms import catalogue
 
 __all__ = ["notice_files", "write_notices"]
@@ -16,28 +17,29 @@ __all__ = ["notice_files", "write_notices"]
 _LICENCE_FILE = re.compile(r"licen[cs]e|copying|use_policy|gemma_terms", re.I)
 
 
-def notice_files(judgement: Judgement) -> dict[str, str]:
-    """The files to write, by name: what each duty asks to travel, word for word where the licence says so."""
-    files: dict[str, str] = {}
-    for name in sorted({duty.file for duty in judgement.of("duty") if duty.say and duty.file}):
-        files[name] = (
-            "\n".join(dict.fromkeys(duty.say for duty in judgement.of("duty") if duty.file == name and duty.say)) + "\n"
-        )
-    files["THIRD-PARTY-LICENCES.md"] = "\n".join(_licences(judgement)) + "\n"
-    files["DUTIES.md"] = "\n".join(_duties(judgement)) + "\n"
-    return files
-
-
-def write_notices(judgement: Judgement, out: Path, model: Path | None = None) -> tuple[Path, ...]:
-    """Write the bundle into a folder; returns what was written.
+def notice_files(judgement: Judgement, model: Path | None = None) -> dict[str, bytes]:
+    """The files to ship, by name: what each duty asks to travel, word for word where the licence says so.
 
     model: its file or folder, whose own licence files are copied. A text that may be shipped by anyone
     (Apache-2.0) is added where the model does not bring it; of all others the address is given.
+    """
+    texts: dict[str, str] = {}
+    for name in sorted({duty.file for duty in judgement.of("duty") if duty.say and duty.file}):
+        texts[name] = (
+            "\n".join(dict.fromkeys(duty.say for duty in judgement.of("duty") if duty.file == name and duty.say)) + "\n"
+        )
+    texts["THIRD-PARTY-LICENCES.md"] = "\n".join(_licences(judgement)) + "\n"
+    texts["DUTIES.md"] = "\n".join(_duties(judgement)) + "\n"
+    files = {name: text.encode() for name, text in texts.items()} | _shipped(judgement)
+    return files | ({path.name: path.read_bytes() for path in _originals(model)} if model else {})
+
+
+def write_notices(judgement: Judgement, out: Path, model: Path | None = None) -> tuple[Path, ...]:
+    """Write `notice_files` into a folder; returns what was written.
+
     Raises LicenceError where `out` has a file that says something else.
     """
-    files = {name: text.encode() for name, text in notice_files(judgement).items()}
-    files |= _shipped(judgement)
-    files |= {path.name: path.read_bytes() for path in _originals(model)} if model else {}
+    files = notice_files(judgement, model)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         there = out / name
@@ -63,11 +65,15 @@ def _shipped(judgement: Judgement) -> dict[str, bytes]:
 
 
 def _originals(model: Path) -> Iterator[Path]:
+    """The licence files of a model; a link that leads out of its folder is not followed, lest a stranger's file travel."""
     folder = model if model.is_dir() else model.parent
     yield from sorted(
         path
         for path in folder.iterdir()
-        if path.is_file() and _LICENCE_FILE.match(path.name) and path.stat().st_size < 2 << 20
+        if path.is_file()
+        and _LICENCE_FILE.match(path.name)
+        and stays_inside(folder, path)
+        and path.stat().st_size < 2 << 20
     )
 
 

@@ -79,17 +79,22 @@ def walk(root: Path) -> Iterator[tuple[Path, str, Finding | None]]:
                 yield path, name, None
 
 
+def stays_inside(root: Path, path: Path) -> bool:
+    """Whether what a path leads to lies in the folder, or in the Hub's own cache, which is made of links."""
+    target, real = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    # huggingface_hub: models--owner--name/snapshots/REVISION/file -> ../../blobs/DIGEST
+    cache = real.parent.parent if real.parent.name == "snapshots" else None
+    return target.is_relative_to(real) or (cache is not None and target.parent == cache / "blobs")
+
+
 def _link(root: Path, path: Path, name: str) -> Finding | None:
-    """None for a link to a file inside the folder, or inside the Hub's own cache, which is made of links."""
+    """None for a link to a file that stays inside."""
     target = Path(os.path.realpath(path))
     if not target.exists():
         return refused(name, "link-broken", f"a link to {shown(os.readlink(path))}, which is not there")
     if not stat.S_ISREG(target.stat().st_mode):
         return refused(name, "link-folder", f"a link to {shown(os.readlink(path))}, which is no file")
-    real = Path(os.path.realpath(root))
-    # huggingface_hub: models--owner--name/snapshots/REVISION/file -> ../../blobs/DIGEST
-    cache = real.parent.parent if real.parent.name == "snapshots" else None
-    if target.is_relative_to(real) or (cache is not None and target.parent == cache / "blobs"):
+    if stays_inside(root, path):
         return None
     return refused(name, "link-outside", f"a link to {shown(os.readlink(path))}, which lies outside of the folder")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,9 +68,22 @@ async def check_licence(call: Call) -> Response:
 
 
 async def notices(call: Call) -> Response:
-    """The files that must travel with a served model for this use, as text by name; licence copies are not among them."""
+    """The files that must travel with a served model for this use, licence copies among them, as text by name.
+
+    A file that is not UTF-8 stands under `binary`, in base64.
+    """
+    path = _path(call, call.body.model)
     judgement = await _judged(call, call.body.model, call.body.use)
-    return json_response({"outcome": judgement.outcome.words, "files": notice_files(judgement)})
+    texts: dict[str, str] = {}
+    binary: dict[str, str] = {}
+    for name, content in (await asyncio.to_thread(notice_files, judgement, path)).items():
+        try:
+            texts[name] = content.decode()
+        except UnicodeDecodeError:
+            binary[name] = base64.b64encode(content).decode()
+    return json_response(
+        {"outcome": judgement.outcome.words, "files": texts} | ({"binary": binary} if binary else {})
+    )
 
 
 async def compare(call: Call) -> Response:
