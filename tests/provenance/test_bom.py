@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from vitral.errors import FormatError, SettingsError
 from vitral.provenance.bom import FORMATS, bom, bom_text, made_at
 from vitral.provenance.bom_read import check_bom, read_bom
 from vitral.provenance.facts import Facts, gather
+from vitral.provenance.libraries import Library
 
 MADE = datetime(2026, 11, 25, tzinfo=UTC)
 
@@ -108,6 +110,44 @@ def test_everything_that_went_in_is_listed(facts: Facts) -> None:
     refs = {one["bom-ref"] for one in document["components"]}
     assert {"tokenizer", "chat-template", "engine", "library:numpy", "file:model.safetensors"} <= refs
     assert "vitral:weights:sha256" in {one["name"] for one in component["properties"]}
+
+
+def test_a_library_has_its_licence_by_whoever_says_so(facts: Facts) -> None:
+    """The words of a classifier as declared, the id that a text shows as concluded, and how it was found."""
+    some = (
+        Library("a", "1", "MIT", note="declared as License-Expression"),
+        Library("b", "1", "BSD-3-Clause", "concluded", "BSD License", ("BSD-3-Clause",), "from its text"),
+        Library("c", "1", None, "declared", "Apache Software License", (), "by classifier"),
+    )
+    known = replace(facts, libraries=some)
+    parts = {part["bom-ref"]: part for part in bom(known, "cyclonedx-1.7", MADE)["components"]}
+    assert parts["library:a"]["licenses"] == [{"expression": "MIT", "acknowledgement": "declared"}]
+    assert parts["library:b"]["licenses"] == [
+        {"license": {"name": "BSD License", "acknowledgement": "declared"}},
+        {"license": {"id": "BSD-3-Clause", "acknowledgement": "concluded"}},
+    ]
+    assert parts["library:b"]["evidence"] == {"licenses": [{"license": {"id": "BSD-3-Clause"}}]}
+    assert parts["library:c"]["properties"] == [{"name": "vitral:licence:found", "value": "by classifier"}]
+    graph = {
+        e.get("spdxId", "").rpartition(f"{facts.weights}:")[2]: e for e in bom(known, "spdx-3.0.1", MADE)["@graph"]
+    }
+    said = {
+        (
+            e["from"].rpartition(":")[2],
+            e["relationshipType"],
+            graph[to.partition(f"{facts.weights}:")[2]]["simplelicensing_licenseExpression"],
+        )
+        for e in graph.values()
+        if e["type"] == "Relationship" and "library" in e["from"]
+        for to in e["to"]
+    }
+    assert said == {
+        ("a", "hasDeclaredLicense", "MIT"),
+        ("b", "hasDeclaredLicense", "LicenseRef-BSD-License"),
+        ("b", "hasConcludedLicense", "BSD-3-Clause"),
+        ("c", "hasDeclaredLicense", "LicenseRef-Apache-Software-License"),
+    }
+    assert graph["library:b"]["comment"] == "licence: from its text"
 
 
 @pytest.mark.parametrize("format", FORMATS)

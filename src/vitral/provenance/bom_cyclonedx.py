@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from vitral.provenance.facts import Facts, Library, Related
+from vitral.provenance.facts import Facts, Related
+from vitral.provenance.libraries import Library
 from vitral.provenance.spdx_id import spdx_id
 
 __all__ = ["cyclonedx"]
@@ -164,6 +165,14 @@ def _library(one: Library) -> dict[str, Any]:
         "version": one.version,
         "purl": f"pkg:pypi/{one.name}@{one.version}",
     }
-    if one.licence:
-        found["licenses"] = [{"expression": one.licence}]
+    if one.licence and not one.label and one.basis == "declared":
+        found["licenses"] = [{"expression": one.licence, "acknowledgement": one.basis}]
+    elif one.licence or one.label:
+        label = [{"license": {"name": one.label, "acknowledgement": "declared"}}] if one.label else []
+        ids = [{"license": {"id": one.licence, "acknowledgement": one.basis}}] if one.licence else []
+        found["licenses"] = label + ids
+    if one.texts:
+        found["evidence"] = {"licenses": [{"license": {"id": id}} for id in one.texts]}
+    if one.note:
+        found["properties"] = [{"name": "vitral:licence:found", "value": one.note}]
     return found

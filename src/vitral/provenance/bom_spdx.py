@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from vitral.provenance.facts import Facts, Related
+from vitral.provenance.libraries import Library
 from vitral.provenance.spdx_id import expression
 
 __all__ = ["spdx"]
@@ -50,13 +51,9 @@ class _Writer:
         self.licences(model, facts.licences)
         for one in facts.related:
             self.related(model, one)
-        engine = self.package("engine", "vitral", facts.engine, "Apache-2.0")
+        engine = self.package("engine", Library("vitral", facts.engine, "Apache-2.0"))
         self.relate(model, "dependsOn", [engine])
-        self.relate(
-            engine,
-            "dependsOn",
-            [self.package(f"library:{lib.name}", lib.name, lib.version, lib.licence) for lib in facts.libraries],
-        )
+        self.relate(engine, "dependsOn", [self.package(f"library:{lib.name}", lib) for lib in facts.libraries])
         info = {
             "type": "CreationInfo",
             "@id": _INFO,
@@ -88,20 +85,20 @@ class _Writer:
 
     def licences(self, element: str, tags: tuple[str, ...]) -> None:
         for tag in tags:
-            licence = self.add(
-                "simplelicensing_LicenseExpression",
-                f"licence:{tag}",
-                simplelicensing_licenseExpression=expression(tag),
-            )
-            self.relate(element, "hasDeclaredLicense", [licence])
+            self.licence(element, f"licence:{tag}", expression(tag), "hasDeclaredLicense")
 
-    def package(self, ref: str, name: str, version: str, licence: str | None) -> str:
-        package = self.add("software_Package", ref, name=name, software_packageVersion=version)
-        if licence is not None:
-            text = self.add(
-                "simplelicensing_LicenseExpression", f"licence:{licence}", simplelicensing_licenseExpression=licence
-            )
-            self.relate(package, "hasDeclaredLicense", [text])
+    def licence(self, element: str, ref: str, expression: str, kind: str) -> None:
+        text = self.add("simplelicensing_LicenseExpression", ref, simplelicensing_licenseExpression=expression)
+        self.relate(element, kind, [text])
+
+    def package(self, ref: str, one: Library) -> str:
+        more = {"comment": f"licence: {one.note}"} if one.note else {}
+        package = self.add("software_Package", ref, name=one.name, software_packageVersion=one.version, **more)
+        if one.label:
+            self.licences(package, (one.label,))
+        if one.licence:
+            kind = "hasConcludedLicense" if one.basis == "concluded" else "hasDeclaredLicense"
+            self.licence(package, f"licence:{one.licence}", one.licence, kind)
         return package
 
     def model(self, facts: Facts, supplier: str) -> str:

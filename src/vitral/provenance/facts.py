@@ -9,7 +9,6 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,13 @@ from vitral.provenance.card import read_card
 from vitral.provenance.compare import tokenizer_in
 from vitral.provenance.datasets import data_set
 from vitral.provenance.digest import FileDigest, digest_files, model_files
+from vitral.provenance.libraries import Library, libraries
 from vitral.provenance.lineage import Step, read_lineage
 from vitral.provenance.terms import catalogue
 from vitral.version import version
 
-__all__ = ["Facts", "Library", "Related", "gather"]
+__all__ = ["Facts", "Related", "gather"]
 
-_ENGINE_LIBRARIES = ("numpy", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "llguidance")
 _LARGEST_LICENCE_TEXT = 1 << 16
 
 
@@ -46,15 +45,6 @@ class Related:
     weights: str | None = None
     url: str | None = None
     sha256: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Library:
-    """A library of the engine, as installed here."""
-
-    name: str
-    version: str
-    licence: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +103,7 @@ def gather(path: Path, progress: Callable[[int, int], object] | None = None) -> 
         steps=read_lineage(checkpoint),
         url=_text(values.get("general.repo_url") or values.get("general.url")),
         engine=version(),
-        libraries=tuple(_libraries()),
+        libraries=libraries(),
     )
 
 
@@ -194,18 +184,6 @@ def _licence_of_data(name: str) -> str | None:
     if known is None or known.name.lower() != name.lower() or known.sure != "primary":
         return None
     return " AND ".join(catalogue()[id].spdx for id in known.licences) or None
-
-
-def _libraries() -> list[Library]:
-    found = []
-    for name in _ENGINE_LIBRARIES:
-        try:
-            about = metadata.metadata(name)
-        except metadata.PackageNotFoundError:
-            continue
-        licence = about["License-Expression"] if "License-Expression" in about else None  # noqa: SIM401
-        found.append(Library(name, metadata.version(name), licence))
-    return found
 
 
 def _text(value: Any) -> str | None:

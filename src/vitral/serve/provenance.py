@@ -81,9 +81,7 @@ async def notices(call: Call) -> Response:
             texts[name] = content.decode()
         except UnicodeDecodeError:
             binary[name] = base64.b64encode(content).decode()
-    return json_response(
-        {"outcome": judgement.outcome.words, "files": texts} | ({"binary": binary} if binary else {})
-    )
+    return json_response({"outcome": judgement.outcome.words, "files": texts} | ({"binary": binary} if binary else {}))
 
 
 async def compare(call: Call) -> Response:
