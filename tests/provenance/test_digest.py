@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
+import threading
 import uuid
 from functools import partial
 from pathlib import Path
@@ -19,12 +21,13 @@ from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import convert
 from vitral.formats.gguf_write import TensorToWrite, write_gguf
 from vitral.formats.quants import TYPES
-from vitral.provenance.digest import DigestCache, digest_files, gguf_differences, gguf_hash, model_files
+from vitral.provenance.digest import DigestCache, digest_files, gguf_differences, gguf_hash, model_files, sha256_of
 from vitral.provenance.manifest import check, manifest_text
 
 
 def test_digests_are_those_of_the_bytes_whatever_the_threads(tmp_path: Path) -> None:
-    contents = {f"d{i}/f{i}": bytes([i]) * (i * 700_000) for i in range(5)}
+    sizes = (0, 1, 700_000, 1 << 20, (1 << 20) + 1, 18 << 20)  # the last goes round all pieces that are read ahead
+    contents = {f"d{i}/f{i}": random.Random(i).randbytes(size) for i, size in enumerate(sizes)}
     for name, data in contents.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(data)
@@ -36,6 +39,23 @@ def test_digests_are_those_of_the_bytes_whatever_the_threads(tmp_path: Path) -> 
         }
     total = sum(map(len, contents.values()))
     assert told[-1] == (total, total)
+
+
+def test_an_error_in_reading_ends_the_digest_and_says_so() -> None:
+    with pytest.raises(FormatError, match="/proc/self/mem cannot be read: Input/output error"):
+        digest_files({"memory": Path("/proc/self/mem")})
+
+
+def test_whoever_stops_on_the_way_leaves_no_thread_behind(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(40 << 20))
+
+    def stop(n: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        sha256_of(tmp_path / "a", stop)
+    assert threading.active_count() == before
 
 
 LLAMA_CPP = Path(__file__).parent / "gguf-hash.manifest"
