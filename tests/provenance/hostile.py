@@ -3,6 +3,8 @@
 Built here from nothing; none of them does harm even if it were run, since what they call is `print` or a sum.
 Sources: advisories of picklescan (GHSA-vvpj-8cmc-gx39, -w8jq-xcqf-f792, -7q5r-, -769v-, CVE-2025-1716), of modelscan
 (#263), fickling (GHSA-mhc9-48gj-9gp3), CVE-2024-34359, CVE-2024-56326, Pillar Security's poisoned templates.
+Of 2025 and 2026: modelscan #330 and #338, modelaudit #1061, #1064 and #1853, fickling #322, saferpickle #41, torch
+CVE-2026-24747, Keras CVE-2025-1550, -8747, -9906 and CVE-2026-1669, SGLang CVE-2026-5760, Jinja CVE-2025-27516.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.formats.tiny import assemble_safetensors, gguf, safetensors
+from tests.formats.tiny import _SMALL, assemble_gguf, assemble_safetensors, gguf, gguf_parts, safetensors
 
 Build = Callable[[Path], None]
 
@@ -155,6 +157,29 @@ PICKLES: dict[str, bytes] = {
     "module in capitals": called("OS", "system"),
     "frame that lies": b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + called("posix", "system")[2:],
     "a length that lies": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"abc",
+    "mlflow": called("mlflow.projects.backend.local", "_run_entry_point"),
+    "pandas reads an address": called("pandas.io.parsers.readers", "read_csv"),
+    "urllib": called("urllib.request", "urlretrieve"),
+    "importlib": called("importlib", "import_module"),
+    "a factory of defaults": called("collections", "defaultdict"),
+    "a chain of mappings": called("collections", "ChainMap"),
+    "a proxy of a mapping": called("types", "MappingProxyType"),
+    "a lookup": called("operator", "getitem"),
+    "a template's lookup": called("string", "Template"),
+    "a callback of the collector": called("weakref", "finalize"),
+    "a callback of a future": called("concurrent.futures._base", "Future"),
+    "a callback of a pattern": called("re", "sub"),
+    "an iterator that calls": called("itertools", "starmap"),
+    "a dotted global": called("numpy", "core.multiarray.os.system"),
+    "built-ins of an allowed module": called("numpy", "__builtins__"),
+    # numpy.size gets a `shape` by BUILD, and is then called: modelscan #330
+    "build on a function": b"\x80\x04" + text("numpy") + text("size") + b"\x93\x94h\x00}}" + text("shape") + b"K\x01s\x86bh\x00K\x01\x85R.",
+    "build on an allowed name": b"\x80\x04" + text("numpy") + text("dtype") + b"\x93N}" + text("a") + text("os") + b"s\x86b.",
+    "result thrown away": called("posix", "system")[:-1] + b"0N.",
+    "items of a list": b"\x80\x02]K\x00K\x01s.",
+    "items of a tensor": b"\x80\x02ctorch\nSize\n)RK\x00K\x01s.",
+    "a number, then a name": b"\x80\x02G" + bytes(8) + b"0cposix\nsystem\nK\x01\x85R.",
+    "a storage below zero": b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuJ\xff\xff\xff\xfftQ.",
     "readonly buffer": b"\x80\x05\x98.",
     "next buffer": b"\x80\x05\x97.",
 }  # fmt: skip
@@ -166,6 +191,14 @@ TEXT_PICKLES: dict[str, bytes] = {
     "inst without a header": b"(S'true'\nios\nsystem\n.",
     "behind a list": b"(lp0\ncos\nsystem\n(S'true'\ntRa.",
     "behind numbers": b"I1\n0cos\nsystem\n(S'true'\ntR.",
+    "behind a directive": b"S'use strict'\n0cos\nsystem\n(S'true'\ntR.",
+    "behind a fraction": b"F1.5\n0cos\nsystem\n(S'true'\ntR.",
+    "names on the stack": b"Vposix\nVsystem\n\x93(Vtrue\ntR.",
+    "protocol 0 by its byte": b"\x80\x00cposix\nsystem\n(S'true'\ntR.",
+    "protocol 1 by its byte": b"\x80\x01cposix\nsystem\n(S'true'\ntR.",
+    "a protocol to come": b"\x80\x06" + called("posix", "system")[2:],
+    "without its first bytes": called("posix", "system")[2:],
+    "a frame without its first bytes": b"\x95" + bytes([30, 0, 0, 0, 0, 0, 0, 0]) + called("posix", "system")[2:],
     "behind a memo": b"cos\nsystem\np0\n0g0\n(S'true'\ntR.",
 }
 
@@ -186,6 +219,18 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "lipsum": ("{{ lipsum.__globals__['os'].popen('true') }}", "template-escape"),
     "cycler": ("{{ cycler.__init__.__globals__.os }}", "template-escape"),
     "self": ("{{ self._TemplateReference__context }}", "template-escape"),
+    "joiner": ("{{ joiner.__init__.__globals__ }}", "template-escape"),
+    "namespace": ("{{ namespace.__init__.__globals__ }}", "template-escape"),
+    "globals by item": ("{{ lipsum.__globals__['os'] }}" + PLAIN, "template-escape"),
+    "escaped letters": ("{{ messages|attr('\\x5f\\x5fclass\\x5f\\x5f') }}", "template-escape"),
+    "format, held": ("{% set f = '{0.__class__}'.format %}{{ f(messages) }}", "template-escape"),
+    "format by attr": ("{{ ('{0.__class__}'|attr('format'))(messages) }}", "template-escape"),
+    "format_map": ("{{ '{a.__class__}'.format_map({'a': messages}) }}", "template-escape"),
+    "by selectattr": ("{{ messages|selectattr('__class__')|list }}", "template-escape"),
+    "by groupby": ("{{ messages|groupby('__class__') }}", "template-escape"),
+    "by sort": ("{{ messages|sort(attribute='__class__') }}", "template-escape"),
+    "by sum": ("{{ messages|sum(attribute='__class__') }}", "template-escape"),
+    "of a macro": ("{% macro m() %}{% endmacro %}{{ m.__init__.__globals__ }}", "template-escape"),
     "config": ("{{ config.items() }}" + PLAIN, "template-escape"),
     "include": ("{% include '/etc/passwd' %}" + PLAIN, "template-reaches"),
     "import": ("{% import 'os' as os %}" + PLAIN, "template-reaches"),
@@ -241,6 +286,45 @@ def numpy_objects(folder: Path) -> None:
 
 def numpy_zip(folder: Path) -> None:
     np.savez(folder / "a.npz", a=np.array([{}], dtype=object))
+
+
+def storage(said: int, there: int | None) -> Build:
+    """A torch archive whose pickle says that storage 0 has so many numbers of four bytes, and its member so many bytes."""
+    program = b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuJ"
+    program += struct.pack("<i", said) + b"tQ."
+    return torch_zip(program, more={} if there is None else {"archive/data/0": bytes(there)})
+
+
+def two_archives(folder: Path) -> None:
+    """The clean one is found from the end, the other from the beginning."""
+    torch_zip(called("posix", "system"))(folder)
+    first = (folder / "model.pt").read_bytes()
+    with (folder / "model.pt").open("r+b") as stream:
+        stream.seek(0, os.SEEK_END)
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps({}))
+    assert (folder / "model.pt").read_bytes().startswith(first)
+
+
+def gguf_template(key: str, source: str) -> Build:
+    def build(folder: Path) -> None:
+        texts = {"tokenizer.chat_template": PLAIN, key: source}
+        (folder / "m.gguf").write_bytes(assemble_gguf(gguf_parts(_SMALL, {}, **texts)))
+
+    return build
+
+
+def second_template(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "chat_template.jinja").write_text(PLAIN)
+    (folder / "additional_chat_templates" / "rag.jinja").write_text(TEMPLATES["an own word"][0])
+
+
+KERAS = '{"class_name":"Functional","config":{"layers":[%s]}}'
+
+
+def keras(layer: str) -> Build:
+    return zipped({"config.json": (KERAS % layer).encode(), "metadata.json": b"{}"}, "m.keras")
 
 
 def polyglot(kind: str) -> Build:
@@ -324,7 +408,16 @@ OTHERS: dict[str, tuple[Build, str]] = {
     "zip: nested": (zipped({"a.zip": b"PK\x03\x04" + bytes(50)}), "archive-nested"),
     "zip: a pickle": (zipped({"a.bin": called("posix", "system")}), "pickle-code"),
     "zip: a program": (zipped({"a": b"\x7fELF" + bytes(50)}), "archive-program"),
-    "zip: Keras with Lambda": (zipped({"config.json": b'{"class_name": "Lambda"}'}, name="m.keras"), "keras-lambda"),
+    "zip: Keras with Lambda": (zipped({"config.json": b'{"class_name": "Lambda"}'}, name="m.keras"), "keras"),
+    "zip: Keras calls a function": (keras('{"module":"builtins","class_name":"function","config":"eval"}'), "keras"),
+    "zip: Keras lets itself do more": (keras('{"module":"keras.config","class_name":"function","config":"enable_unsafe_deserialization"}'), "keras"),
+    "zip: Keras fetches a file": (keras('{"module":"keras.utils","class_name":"function","config":"get_file"}'), "keras"),
+    "zip: HDF5 with links of its own": (zipped({"model.weights.h5": b"\x89HDF\r\n\x1a\n" + bytes(50)}, "m.keras"), "keras"),
+    "zip: a storage larger than its member": (storage(1 << 28, 8), "pickle-storage"),
+    "zip: a storage smaller than its member": (storage(1, 64), "pickle-storage"),
+    "zip: a storage that is not there": (storage(2, None), "pickle-storage"),
+    "zip: two archives, one behind the other": (two_archives, "structure"),
+    "zip: NeMo that calls": (zipped({"model_config.yaml": b"model:\n  _target_: os.system\n"}), "remote-code"),
     "zip: damaged": (put("a.zip", b"PK\x03\x04" + bytes(90)), "archive-damaged"),
     "tar: traversal": (tarred("../x"), "archive-traversal"),
     "tar: a link": (tarred("x", tarfile.SYMTYPE, "/etc/passwd"), "archive-link"),
@@ -358,6 +451,14 @@ OTHERS: dict[str, tuple[Build, str]] = {
     "config: trust_remote_code": (put("config.json", '{"trust_remote_code": true}'), "remote-code"),
     "config: kernels of the Hub": (put("config.json", '{"_attn_implementation": "someone/kernels"}'), "remote-code"),
     "config: Hydra": (put("model_config.json", '{"model": {"_target_": "os.system"}}'), "remote-code"),
+    "config: Hydra in YAML": (put("model_config.yaml", "model:\n  - _target_: os.system\n"), "remote-code"),
+    "config: a call in YAML": (put("x.yml", "a: !!python/object/apply:os.system ['true']\n"), "remote-code"),
+    "config: a call in YAML by its full tag": (put("x.yaml", "a: !<tag:yaml.org,2002:python/object/new:os.system> []\n"), "remote-code"),
+    "config: kernels by another key": (put("config.json", '{"_attn_implementation_internal": "someone/kernels"}'), "remote-code"),
+    "config: an adapter of a module": (put("adapter_config.json", '{"auto_mapping": {"parent_library": "transformers_modules.x"}}'), "remote-code"),
+    "template: under another name in GGUF": (gguf_template("tokenizer.chat_template.tool_use", TEMPLATES["lipsum"][0]), "template-escape"),
+    "template: another file": (second_template, "template-reacts"),
+    "template: a list of them": (put("tokenizer_config.json", json.dumps({"chat_template": [{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": TEMPLATES["an own word"][0]}]})), "template-reacts"),
     "config: jsonpickle": (put("x.json", '{"py/reduce": [{"py/function": "os.system"}]}'), "remote-code"),
     "config: nested without end": (put("config.json", "[" * 100_000), "structure"),
     "config: a key twice": (put("config.json", '{"a": 1, "a": 2}'), "structure"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.provenance.texts import KEYS, UNKNOWN, entry, texts
+from tests.provenance.texts import KEYS, UNKNOWN, WHEEL, entry, texts
 from vitral.provenance.detect import of_text
 from vitral.provenance.fingerprint import SHINGLE, WINDOW, winnow, words_of
 from vitral.provenance.recognise import Known, Recognition, known_texts, recognise, recognised_by
@@ -166,6 +166,17 @@ def test_every_fingerprint_is_of_a_licence_in_the_catalogue() -> None:
     assert {known.id for known in known_texts()} <= set(catalogue())
     assert {"llama3", "mrl", "mnpl", "dbrx", "yi1", "opt", "qwen-research"} <= {known.id for known in known_texts()}
     assert {known.id for known in known_texts() if known.partial} == {"mnpl", "mistral-mmit"}, "of others the whole"
+
+
+def test_texts_that_no_package_has_are_told_from_all_others() -> None:
+    """By words of their own, also from other versions of the same policy that share nearly all of it."""
+    known = known_texts()
+    alone = [one for one in known if WHEEL not in one.source]
+    policies = {f"llama{version}-policy" for version in ("2", "3", "3.1", "3.2", "3.3")}
+    assert policies | {"apple-amlr"} <= {one.id for one in alone}
+    for one in alone:
+        others = set().union(*(other.prints for other in known if other.id != one.id))
+        assert len(one.prints - others) >= 8, one.id
 
 
 def test_modified_mit_of_mistral_is_mit_and_the_sentence_that_changes_it(real: dict[str, str]) -> None:

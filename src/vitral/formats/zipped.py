@@ -27,6 +27,7 @@ _LONGEST_NAME = 1 << 10
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "see the zip64 field"
 _END, _END64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _ENTRY, _LOCAL = b"PK\x01\x02", b"PK\x03\x04"
+_DATA_DESCRIPTOR = 24  # bytes that may follow a member: its sum and sizes once more (4.3.9)
 _CAUSES_REFUSAL = 0x1 | 0x20 | 0x40 | 0x2000  # encrypted, patched, strongly encrypted, hidden names
 
 
@@ -67,9 +68,14 @@ def read_zip(path: Path) -> dict[str, Member]:
         ranges.append((local, at + n_bytes, name))
         found[name] = Member(name, mapped[at : at + n_bytes], crc)
     ranges.sort()
-    for (_, end, name), (next_start, _, next_name) in pairwise(ranges):
+    for (_, end, name), (next_start, _, next_name) in pairwise([(0, 0, ""), *ranges, (start, start, "")]):
         if next_start < end:
             raise FormatError(f"{path}: members {name!r} and {next_name!r} overlap")
+        if next_start - end > _DATA_DESCRIPTOR:
+            raise FormatError(
+                f"{path}: {next_start - end} bytes {f'before {next_name!r}' if next_name else 'before the directory'} "
+                "belong to no member; another program could find an archive there"
+            )
     return found
 
 

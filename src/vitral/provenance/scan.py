@@ -19,6 +19,7 @@ from vitral.formats.sniff import kind_of
 from vitral.provenance.digest import sha256_of
 from vitral.provenance.findings import Finding, note, person, refused
 from vitral.provenance.scan_archive import PACKED, hidden_archive, scan_tar, scan_zip
+from vitral.provenance.scan_config import YAML, scan_yaml
 from vitral.provenance.scan_content import (
     READ_BY_US,
     Content,
@@ -174,6 +175,9 @@ def _other(path: Path, name: str, head: bytes, kind: str, content: Content) -> G
         yield refused(name, "pickle-code", "a pickle that looks names up; it begins like text to get past a scanner")
         return "pickle"
     if kind == "text":
+        if path.suffix.lower() in YAML:
+            with path.open("rb") as stream:
+                yield from scan_yaml(stream.read(_LARGEST_TEXT_PROBE), name)
         return "text"
     known = next((what for magic, what in _KNOWN_BINARIES.items() if head.startswith(magic)), None)
     if known is None and not _is_vocabulary(path):

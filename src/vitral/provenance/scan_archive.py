@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from vitral.formats.bounds import map_file
 from vitral.provenance.findings import Finding, person, refused, shown
+from vitral.provenance.scan_config import YAML, scan_yaml
 from vitral.provenance.scan_names import program_kind
 from vitral.provenance.scan_pickle import check_pickle, looks_like_pickle
 
@@ -104,8 +105,12 @@ def _content(file: str, name: str, head: bytes) -> Iterator[Finding]:
         yield refused(file, "pickle-code", f"member {shown(name)} is a pickle that looks names up")
     if head.startswith(b"\x93NUMPY") and b"'|O'" in head[:512]:
         yield refused(file, "numpy-objects", f"member {shown(name)} holds Python objects, which are a pickle")
-    if b'"class_name": "Lambda"' in head:
-        yield refused(file, "keras-lambda", f"member {shown(name)} describes a Keras layer that carries code")
+    if head.startswith(b"\x89HDF\r\n\x1a\n") or (head.lstrip()[:1] == b"{" and b'"class_name"' in head):
+        yield refused(
+            file, "keras", f"member {shown(name)} is of a Keras model, which may carry code; take safetensors"
+        )
+    if PurePosixPath(name).suffix.lower() in YAML:
+        yield from scan_yaml(head, file, f"member {shown(name)}: ")
 
 
 def _pickled(file: str, name: str, head: bytes) -> Iterator[Finding]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from vitral.provenance.findings import Finding, refused, shown
 
-__all__ = ["scan_config"]
+__all__ = ["YAML", "scan_config", "scan_yaml"]
 
 _CODE = {
     "auto_map": "names classes in Python files of the repository, which trust_remote_code would run",
@@ -17,7 +18,12 @@ _CODE = {
     "py/reduce": "describes a call that jsonpickle would make",
     "py/object": "names a class that jsonpickle would make",
 }
+YAML = (".yaml", ".yml")
+_ADAPTED = ("transformers", "torch", "peft")  # whose classes adapters are for; `transformers_modules` is remote code
 _MOST_DEPTH = 40
+_YAML_CODE = re.compile(
+    rb"!!?python/[\w/:.]*|tag:yaml\.org,2002:python/[\w/:.]*|^[ \t-]*[\"']?_target_[\"']?\s*:", re.M
+)
 
 
 def scan_config(content: Any, file: str) -> Iterator[Finding]:
@@ -28,10 +34,20 @@ def scan_config(content: Any, file: str) -> Iterator[Finding]:
             yield refused(file, "remote-code", f"{shown(where)}: {shown(value)} {_CODE[key]}")
         elif key == "trust_remote_code" and value is True:
             yield refused(file, "remote-code", f"{shown(where)} asks to run code of the repository")
-        elif key.endswith("attn_implementation") and isinstance(value, str) and "/" in value:
+        elif "attn_implementation" in key and isinstance(value, str) and "/" in value:
             yield refused(file, "remote-code", f"{shown(where)}: {shown(value)} fetches compiled code from the Hub")
+        elif key == "parent_library" and isinstance(value, str) and value.partition(".")[0] not in _ADAPTED:
+            yield refused(file, "remote-code", f"{shown(where)}: {shown(value)} is a module that PEFT would import")
         elif key == "class_name" and value == "Lambda":
             yield refused(file, "keras-lambda", f"{shown(where)} is a Keras layer that carries code")
+
+
+def scan_yaml(text: bytes, file: str, where: str = "") -> Iterator[Finding]:
+    """Findings of a YAML file: tags by which PyYAML's unsafe loader calls Python, and Hydra's targets."""
+    found = _YAML_CODE.search(text)
+    if found is not None:
+        said = shown(found[0].decode("utf-8", "replace").strip())
+        yield refused(file, "remote-code", f"{where}{said} names a Python object that a reader of YAML would call")
 
 
 def _entries(value: Any, path: str, depth: int) -> Iterator[tuple[str, str, Any]]:

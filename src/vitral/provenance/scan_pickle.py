@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from vitral.errors import FormatError, UnsafeFile
@@ -27,7 +28,12 @@ _LARGEST = 64 << 20  # bytes of a pickle; tensors lie outside of it
 _LARGEST_NUMPY_HEADER = 10_000
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first of the five pickles of torch before 1.6
 _DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 float8_e4m3fn float8_e5m2"
-_STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool Untyped"
+_STORAGES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2} | {
+    "Char": 1,
+    "Byte": 1,
+    "Bool": 1,
+    "Untyped": 1,
+}  # fmt: skip  (bytes of a number)
 _ALLOWED = frozenset(
     [
         "collections OrderedDict",
@@ -37,7 +43,7 @@ _ALLOWED = frozenset(
         "torch Size",
         "torch device",
         *(f"torch {name}" for name in _DTYPES.split()),
-        *(f"torch {name}Storage" for name in _STORAGES.split()),
+        *(f"torch {name}Storage" for name in _STORAGES),
         "torch.storage UntypedStorage",
         "numpy.core.multiarray _reconstruct",
         "numpy._core.multiarray _reconstruct",
@@ -74,6 +80,10 @@ class _DataMachine(PickleMachine):
 
     wanted = "data"
 
+    def __init__(self, source: object, what: str) -> None:
+        super().__init__(source, what)
+        self.storages: dict[str, int] = {}  # bytes that the pickle says each has
+
     def step(self, name: str, argument: Any) -> None:
         if name in _MORE_LITERALS:
             self.stack.append(argument)
@@ -87,15 +97,15 @@ class _DataMachine(PickleMachine):
                 self.target(list).extend(items)
         elif name == "BUILD":
             self.pop(1)
-            self._must_be_data()
+            self._must_be(dict | _Made)  # how NumPy fills arrays and dtypes
         else:
             super().step(name, argument)
 
     def set_items(self, pairs: list[Any]) -> None:
-        self._must_be_data()
+        self._must_be(dict)
 
-    def _must_be_data(self) -> None:
-        if not isinstance(self.stack[-1], (dict, _Made)):
+    def _must_be(self, kinds: type | UnionType) -> None:
+        if not isinstance(self.stack[-1], kinds):
             raise UnsafeFile(f"{self.what} changes a {type(self.stack[-1]).__name__.strip('_')}, which is no data")
 
     def find_global(self, name: Any) -> Any:
@@ -105,7 +115,10 @@ class _DataMachine(PickleMachine):
 
     def persistent(self, reference: Any) -> Any:
         match reference:
-            case ("storage", _Global(name=str(name)), str(), str(), int(), *_) if name.endswith("Storage"):
+            case ("storage", _Global(name=str(name)), str(key), str(), int(n), *_) if name.endswith("Storage"):
+                size = n * _STORAGES[name.rpartition(" ")[2].removesuffix("Storage")]
+                if n < 0 or self.storages.setdefault(key, size) != size:
+                    raise UnsafeFile(f"{self.what} gives storage {shown(key)} two sizes, or one below zero")
                 return _Made()
         raise UnsafeFile(f"{self.what} refers to something else than a storage of numbers")
 
@@ -152,27 +165,33 @@ def scan_torch(path: Path, file: str) -> Iterator[Finding]:
                     file, "pickle-size", f"data.pkl has {member.data.size} bytes; at most {_LARGEST} are read"
                 )
             else:
-                yield from _judged(io.BytesIO(member.checked(file)), file, "data.pkl", whole=True)
+                storages = yield from _judged(io.BytesIO(member.checked(file)), file, "data.pkl")
+                for key, size in storages.items():
+                    data = members.get(f"{roots[0]}data/{key}")
+                    if data is None or data.data.size != size:
+                        there = "no member has it" if data is None else f"its member has {data.data.size}"
+                        yield refused(file, "pickle-storage", f"storage {shown(key)} should have {size} bytes; {there}")
 
 
 def scan_pickle(path: Path, file: str) -> Iterator[Finding]:
     """A file that is a pickle, or several after each other as older versions of torch wrote them."""
     data = map_file(path)
     program = io.BytesIO(data[:_LARGEST].tobytes())
-    yield from _judged(program, file, "the pickle", whole=True)
+    yield from _judged(program, file, "the pickle")
 
 
-def _judged(program: io.BytesIO, file: str, what: str, whole: bool) -> Iterator[Finding]:
-    size = len(program.getbuffer())
+def _judged(program: io.BytesIO, file: str, what: str) -> Generator[Finding, None, dict[str, int]]:
+    """The findings of a pickle; gives the bytes that it says each storage has."""
+    size, machine = len(program.getbuffer()), _DataMachine("", what)
     try:
-        first = check_pickle(program, what)
+        first = machine.run(program)
         if first == _TORCH_MAGIC:
             for _ in range(4):
                 check_pickle(program, what)
             yield person(
                 file, "pickle-legacy", "a file of torch before 1.6: its pickle is clean, but Vitral reads none"
             )
-        elif whole and program.tell() != size:
+        elif program.tell() != size:
             yield refused(
                 file, "pickle-trailing", f"{size - program.tell()} bytes follow {what}; a second one may hide"
             )
@@ -180,6 +199,7 @@ def _judged(program: io.BytesIO, file: str, what: str, whole: bool) -> Iterator[
         yield refused(file, "pickle-code", str(error).removeprefix(": "))
     except FormatError as error:
         yield refused(file, "pickle-damaged", str(error).removeprefix(": "))
+    return machine.storages
 
 
 def looks_like_pickle(head: bytes) -> bool:
