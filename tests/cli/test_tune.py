@@ -56,12 +56,18 @@ def test_every_command_is_listed_and_takes_json(capsys: Said) -> None:
         assert "--json" in said(capsys, "tune", command, "--help")
 
 
+def test_the_group_alone_shows_its_commands(capsys: Said) -> None:
+    assert said(capsys, "tune") == said(capsys, "tune", "--help")
+
+
 def test_from_recipe_to_a_model_that_is_served(place: Path, capsys: Said) -> None:
     shown = json.loads(said(capsys, "tune", "preview", place / "r.toml", "--html", place / "p.html", "--json"))
     assert shown["preflight"]["n_train"] + shown["preflight"]["n_test"] == 8
     assert any(span["supervised"] for span in shown["items"][0]["rows"][0])
     assert "<mark>" in (place / "p.html").read_text()
-    assert "carry loss" in said(capsys, "tune", "preview", place / "r.toml")
+    plain = said(capsys, "tune", "preview", place / "r.toml")
+    learnt = next(span["text"] for span in shown["items"][0]["rows"][0] if span["supervised"])
+    assert "carry loss" in plain and f"⟦{learnt}⟧" in plain
     done = vitral("tune", "run", str(place / "r.toml"), "--out", str(place / "run"))
     assert done.returncode == 0, done.stderr
     assert "step 4/4" in done.stderr and "test loss" in done.stdout
@@ -149,6 +155,16 @@ def test_what_cannot_be_trained_is_refused_in_one_line_before_anything_is_writte
     (place / "bad.toml").write_text(f'model.base = "tiny.gguf"\nrun.measure_forgetting = false\n{line}\n')
     assert message in refused(capsys, "tune", "run", place / "bad.toml", "--out", place / "none")
     assert not (place / "none").exists()
+
+
+def test_a_preview_of_wrong_data_is_one_refusal(place: Path, capsys: Said) -> None:
+    (place / "wrong.csv").write_text("frage;antwort\nWarum?;Darum.\n")
+    (place / "keys.jsonl").write_text('{"pergunta": "Oi?", "resposta": "Olá"}\n' * 2)
+    for file, message in (("wrong.csv", "divided by ;"), ("keys.jsonl", "keys.jsonl:1, keys.jsonl:2: keys")):
+        (place / "wrong.toml").write_text(f'model.base = "tiny.gguf"\ndata.train = "{file}"\n')
+        assert message in refused(capsys, "tune", "preview", place / "wrong.toml")
+        assert _code(["tune", "preview", str(place / "wrong.toml"), "--json"]) == 2
+        assert message in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 def test_without_torch_the_command_says_what_to_install(place: Path) -> None:

@@ -190,9 +190,11 @@ def test_early_stop_keeps_the_best_step(tiny_chat: Path, tmp_path: Path) -> None
 def test_replay_trains_on_the_bases_own_answers_too(tiny_chat: Path, tmp_path: Path) -> None:
     reports: list[StepReport] = []
     for share in (0.0, 0.5):
-        run_recipe(recipe(tiny_chat, write_chats(tmp_path / "a.jsonl"), run={"steps": 1, "replay": share}), tmp_path / f"run{share}",
+        run_recipe(recipe(tiny_chat, write_chats(tmp_path / "a.jsonl"), run={"steps": 1, "replay": share, "piece_tokens": 8192}), tmp_path / f"run{share}",
                    on_event=lambda e: reports.append(e) if isinstance(e, StepReport) else None)  # fmt: skip
     assert reports[1].supervised > reports[0].supervised
+    before, after = (read_record(tmp_path / f"run{share}")["estimate"] for share in (0.0, 0.5))
+    assert after["activations"] > before["activations"]
 
 
 def test_going_on_from_an_adapter_starts_where_it_ended(tiny_chat: Path, tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def main() -> None:
 
 def _code(args: list[str]) -> int:
     named = next((argument for argument in args if not argument.startswith("-")), None)
+    if args == [named] and COMMANDS.get(named, "").endswith(":app"):  # a group alone: which commands it has
+        args = [*args, "--help"]
     try:
         code = (
             app(named if named in COMMANDS else None)(args or ["--help"], prog_name="vitral", standalone_mode=False)

@@ -115,7 +115,7 @@ def preview(
     What carries loss, what forbids the run, and what the run will take.
     """
     need_torch()
-    from vitral.tune.preview import as_page, as_text, spans
+    from vitral.tune.preview import BRACKETS, as_page, as_text, spans
 
     prepared = _prepared(recipe)
     shown = prepared.train.items[:items]
@@ -123,6 +123,8 @@ def preview(
         page.write_text(as_page(shown, prepared.tokenizer, f"What {recipe.name} learns from"), "utf-8")
     found = prepared.preflight
     if as_json:
+        prepared.train.refuse()
+        found.refuse()
         print_json({
             "preflight": asdict(found),
             "steps": prepared.n_steps,
@@ -130,14 +132,19 @@ def preview(
             "items": [{"place": item.example.place, "rows": [[asdict(span) for span in spans(row, prepared.tokenizer)] for row in item.rows]}
                       for item in shown],
         })  # fmt: skip
-    else:
+        return
+    if prepared.train.items:
         _show_preflight(prepared)
+        colours = console.color_system is not None
+        if shown:
+            where = "on green" if colours else f"between {BRACKETS[0]} and {BRACKETS[1]}"
+            console.print(f"\nThe model learns to write what stands {where}; all else is only read.", markup=False)
         for item in shown:
             console.print(f"\n{item.example.place}", style="bold", highlight=False, markup=False)
-            for text in as_text(item, prepared.tokenizer):
+            for text in as_text(item, prepared.tokenizer, colours):
                 console.print(text)
-        if page is not None:
-            tell(f"the page is {page}")
+    if page is not None:
+        tell(f"the page is {page}")
     prepared.train.refuse()
     found.refuse()
 

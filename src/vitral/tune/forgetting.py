@@ -18,7 +18,7 @@ from vitral.tune.policy import Policy
 if TYPE_CHECKING:
     from vitral.engine.engine import Engine
 
-__all__ = ["Forgetting", "Probes", "make_probes", "make_replay"]
+__all__ = ["REPLAYED_TOKENS", "Forgetting", "Probes", "make_probes", "make_replay"]
 
 _NEUTRAL = "neutral.txt"
 _QUESTIONS = (
@@ -39,6 +39,7 @@ _REPLAYED = (
     "What is ice made of?",
 )  # fmt: skip
 _ANSWER_TOKENS = 48
+REPLAYED_TOKENS = _ANSWER_TOKENS + 36  # of a question in a chat's template with its answer, at most and about
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vitral.tune import distributed
 from vitral.tune.data.load import DataSet, Item, load_data
 from vitral.tune.data.preflight import Preflight, preflight
 from vitral.tune.estimate import Estimate, estimate
+from vitral.tune.forgetting import REPLAYED_TOKENS
 from vitral.tune.losses import Loss
 from vitral.tune.losses.distil import Distil
 from vitral.tune.losses.dpo import Dpo
@@ -122,14 +123,15 @@ def _estimate(recipe: Recipe, base: Checkpoint, train: DataSet, steps: int, loss
     share = supervised / tokens if tokens else 1.0
     widest = max((item.n_tokens for item in items), default=1)
     by_size = sorted((item.n_tokens for item in items), reverse=True)[: recipe.run.batch]
-    piece = max(widest, min(recipe.run.piece_tokens, sum(by_size)))
+    replayed = round(recipe.run.replay * len(by_size)) * REPLAYED_TOKENS  # in each step
+    piece = max(widest, min(recipe.run.piece_tokens, sum(by_size) + replayed))
     full = recipe.method.tune == "full"
     return estimate(
         base.spec,
         None if full else recipe.lora,
         piece_tokens=piece,
         piece_supervised=max(1, round(piece * share)),
-        run_tokens=round(tokens / max(len(items), 1) * recipe.run.batch * steps),
+        run_tokens=round((tokens / max(len(items), 1) * recipe.run.batch + replayed) * steps),
         supervised_share=share,
         file_bytes=base.weights.n_bytes(),
         recompute=recipe.run.recompute,

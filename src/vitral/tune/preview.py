@@ -13,8 +13,9 @@ from vitral.tokenizer.tokenizer import Tokenizer
 from vitral.tune.batch import Row
 from vitral.tune.data.load import Item
 
-__all__ = ["Span", "as_page", "as_text", "spans"]
+__all__ = ["BRACKETS", "Span", "as_page", "as_text", "spans"]
 
+BRACKETS = "⟦⟧"  # in no vocabulary's common words, so that they are not taken for the text's own
 _LOSS, _QUIET = "bold black on green", "dim"
 
 
@@ -37,12 +38,13 @@ def spans(row: Row, tokenizer: Tokenizer) -> list[Span]:
     return found
 
 
-def as_text(item: Item, tokenizer: Tokenizer) -> Iterator[Text]:
-    """The rows of an item for a terminal: what carries loss stands on green."""
+def as_text(item: Item, tokenizer: Tokenizer, colours: bool = True) -> Iterator[Text]:
+    """The rows of an item for a terminal: what carries loss stands on green, without colours between BRACKETS."""
     for row in item.rows:
         text = Text()
         for span in spans(row, tokenizer):
-            text.append(span.text, _LOSS if span.supervised else _QUIET)
+            shown = span.text if colours or not span.supervised else span.text.join(BRACKETS)
+            text.append(shown, _LOSS if span.supervised else _QUIET)
         yield text
 
 

@@ -79,6 +79,11 @@ def test_numbers_with_wrong_check_digits_are_not_personal(text: str) -> None:
     assert personal_data(text) == {}
 
 
+def test_a_phone_number_has_a_country_or_an_area() -> None:
+    assert personal_data("ligue (11) 98765-4321, (21) 3333-4444 ou +55 11 98765-4321") == {"phone": 3}
+    assert personal_data("f(12) 3456, (2024), lei 8.906, artigo 12") == {}
+
+
 def test_an_iban_is_found_by_its_check_digits() -> None:
     assert personal_data("Pay to DE89 3704 0044 0532 0130 00 today") == {"iban": 1}
 

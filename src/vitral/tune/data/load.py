@@ -60,9 +60,12 @@ class DataSet:
     too_long: list[tuple[str, int]] = field(default_factory=list)
 
     def refuse(self) -> None:
-        """Raise DataError if anything is wrong; the first three places are named, all are counted."""
+        """Raise DataError if anything is wrong; the first three places are named, what is wrong there once, all are counted."""
         if self.problems:
-            first = "; ".join(f"{place}: {what}" for place, what in self.problems[:3])
+            wrong: dict[str, list[str]] = {}
+            for place, what in self.problems[:3]:
+                wrong.setdefault(what, []).append(place)
+            first = "; ".join(f"{', '.join(places)}: {what}" for what, places in wrong.items())
             more = f" ... and {len(self.problems) - 3} more" if len(self.problems) > 3 else ""
             raise DataError(
                 f"{len(self.problems)} of {len(self.problems) + len(self.items)} records cannot be used: {first}{more}"

@@ -84,6 +84,10 @@ def _table(file: Path, delimiter: str) -> Iterator[Record]:
     with file.open(newline="", encoding="utf-8-sig") as text:
         reader = csv.DictReader(text, delimiter=delimiter, strict=True)
         try:
+            if len(reader.fieldnames or ()) == 1 and ";" in (reader.fieldnames or ("",))[0]:
+                raise DataError(
+                    f"{file} has its columns divided by ;, wanted are commas: save it so, or as .tsv with tabs"
+                )
             for record in reader:
                 if None in record or None in record.values():
                     yield f"{file.name}:{reader.line_num}", DataError("another number of cells than the header has")
