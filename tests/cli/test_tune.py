@@ -107,6 +107,8 @@ def test_models_merge_and_become_experts_and_adapters_add(place: Path, capsys: S
         json.loads((adapter / "vitral.json").read_text())["data"]
     )
     assert "one each" in refused(capsys, "tune", "merge", place / "no.gguf", base, other, "--weight", "1")
+    assert "first path is what is written" in refused(capsys, "tune", "merge", base, other)
+    assert "first path is what is written" in refused(capsys, "tune", "upcycle", base, other)
     assert "two domains" not in refused(capsys, "tune", "upcycle", place / "no.gguf", base, other, "--domain", texts[0])
 
 

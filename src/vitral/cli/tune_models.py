@@ -41,6 +41,7 @@ def merge(
     need_torch()
     from vitral.tune.merging import MergePlan, merge_models
 
+    _refuse_taken(out)
     plan = MergePlan(method, tuple(weight or ()), density, seed)  # type: ignore[arg-type]
     opened = [_open(name) for name in models]
     _same_tokenizer(opened)
@@ -105,6 +106,7 @@ def upcycle(
     from vitral.tune.upcycle import averaged, routers_from_data, routing_information
     from vitral.tune.upcycle import upcycle as mix
 
+    _refuse_taken(out)
     opened = [_open(name) for name in models]
     _same_tokenizer(opened)
     routers, domains = None, {}
@@ -171,6 +173,11 @@ def _same_tokenizer(models: list[Checkpoint]) -> None:
             )
 
 
+def _refuse_taken(out: Path) -> None:
+    if out.exists():  # before the work, not after it
+        raise TuneError(f"{out} is there already; the first path is what is written, the models follow it")
+
+
 def _write(
     made: Checkpoint, parents: list[Checkpoint], out: Path, type: str, operation: str, how: dict[str, Any]
 ) -> None:
@@ -178,8 +185,6 @@ def _write(
     from vitral.formats.convert import convert
     from vitral.provenance.lineage import lineage_metadata
 
-    if out.exists():
-        raise TuneError(f"{out} is there already; give another path")
     layout: Layout = "gguf" if out.suffix == ".gguf" else "safetensors"
     first, *others = parents
     notes = lineage_metadata(first, operation, how, others=others)
