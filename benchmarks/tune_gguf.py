@@ -2,7 +2,8 @@
 
 An adapter with fixed random values stands for a tuning: every product it touches is another one. The merged
 model is written as GGUF in float types, and llama.cpp's `llama-simple`, which is greedy, continues a prompt by
-32 tokens; our engine does the same. The texts must be equal, and other than the untuned model's.
+32 tokens; our engine does the same. The texts must be equal, and other than the untuned model's. Beside it: the
+most that merging in float32 adds to a logit, and whether the adapter that is read back is the one that was written.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from benchmarks.record import versions, write
 from vitral.conversion import tokenizer_files
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import resolve
-from vitral.tune.adapters import adapters_of, attach
+from vitral.language_model import tokenizer_of
+from vitral.tune.adapter_files import load_adapter, save_peft
+from vitral.tune.adapters import adapters_of, attach, merge
 from vitral.tune.export import write_merged
-from vitral.tune.forward import load_model
+from vitral.tune.forward import Packed, load_model
 from vitral.tune.lora_plan import LoraPlan
 
 PROMPTS = ("The lighthouse keeper wrote in his diary that", "To repair an umbrella, first")
@@ -38,7 +41,8 @@ def main() -> None:
     torch.set_num_threads(1)
     base = open_checkpoint(resolve(options.base))
     model = load_model(base)
-    attach(model, LoraPlan(8, 16.0))
+    plan = LoraPlan(8, 16.0)
+    attach(model, plan)
     noise = torch.Generator().manual_seed(5)
     for adapter in adapters_of(model).values():
         adapter.b.data.normal_(0, 0.02, generator=noise)
@@ -46,7 +50,7 @@ def main() -> None:
         untuned = [plain.generate(prompt, max_tokens=TOKENS).text for prompt in PROMPTS]
     found: dict[str, list[dict[str, object]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in ("F32", "F16"):
+        for kind in ("F32", "F16", "BF16"):
             path = Path(folder) / f"{kind}.gguf"
             write_merged(model, base, path, "gguf", kind, tokenizer=tokenizer_files(base.path, "gguf"))
             with vitral.load(str(path), context_length=128) as ours:
@@ -57,9 +61,20 @@ def main() -> None:
                     theirs = done.stdout.strip().removeprefix("<|im_start|>").strip().removeprefix(prompt)
                     found.setdefault(kind, []).append({"prompt": prompt, "vitral": mine, "llama.cpp": theirs,
                                                        "equal": mine.strip() == theirs.strip(), "changed by tuning": mine != before})  # fmt: skip
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+        tokenizer = tokenizer_of(base)
+        text = Packed.of([tokenizer.encode(prompt) for prompt in PROMPTS])
+        with torch.no_grad():
+            save_peft(model, plan, Path(folder) / "adapter", {"base_digest": base.weights.digest()})
+            again = load_model(base)
+            load_adapter(again, Path(folder) / "adapter", base.weights.digest())
+            adapted = model.logits(text)
+            reloaded = torch.equal(again.logits(text), adapted)
+            added = float((merge(model).logits(text) - adapted).abs().max())
+    figures = {"exports": found, "reloaded adapter gives the same logits to the bit": reloaded,
+               "the most that merging in float32 adds to a logit": added, "logits compared": adapted.numel()}  # fmt: skip
+    print(json.dumps(figures, indent=2, ensure_ascii=False))
     if options.result:
-        write("tune_gguf", {"base": options.base, "tokens": TOKENS, "exports": found, "versions": versions("torch")})
+        write("tune_gguf", {"base": options.base, "tokens": TOKENS, **figures, "versions": versions("torch")})
 
 
 if __name__ == "__main__":

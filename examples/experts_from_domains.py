@@ -4,8 +4,8 @@
 
 Branch-Train-MiX: a branch of the base is trained on each domain; the branches' feed-forward networks become
 experts beside the base's own; routers start from data and are then trained. The report gives each domain's
-loss, with 95 % intervals over rows, and what the routing tells of the domain beside the shuffled control. If
-the mixture did not win, the report says so.
+loss, the difference between mixture and control row by row, with 95 % intervals, and what the routing tells of
+the domain beside the shuffled control. If the mixture did not win, the report says so.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import convert
 from vitral.hub import resolve
 from vitral.language_model import tokenizer_of
+from vitral.tune.adapter_files import load_adapter
+from vitral.tune.adapters import merge
 from vitral.tune.batch import Batch, Row
 from vitral.tune.data.encode import encode
 from vitral.tune.data.examples import Plain
-from vitral.tune.forward import load_model
+from vitral.tune.forward import Transformer, load_model
 from vitral.tune.policy import Policy
 from vitral.tune.recipe import parse_recipe
 from vitral.tune.run import run_recipe
@@ -56,15 +58,27 @@ def trained(base: Path | str, texts: list[Path], out: Path, steps: int, **method
     return run_recipe(recipe, out, on_event=lambda event: print(event, flush=True)).output
 
 
-def loss_with_interval(policy: Policy, rows: list[Row]) -> tuple[float, float]:
-    """Mean loss of a token, nats, and half of its 95 % interval over rows."""
-    each = []
+def losses_of(model: Transformer, rows: list[Row]) -> list[float]:
+    """Mean loss of a token, nats, in each row."""
+    policy = Policy(model.eval())
     with torch.no_grad():
-        for row in rows:
-            each.append(-float(policy.logprobs(Batch.of([row])).mean()))
+        return [-float(policy.logprobs(Batch.of([row])).mean()) for row in rows]
+
+
+def with_interval(each: list[float]) -> tuple[float, float]:
+    """The mean, and half of its 95 % interval."""
     mean = sum(each) / len(each)
     spread = math.sqrt(sum((x - mean) ** 2 for x in each) / max(len(each) - 1, 1))
     return mean, 1.96 * spread / math.sqrt(len(each))
+
+
+def verdict(gains: dict[str, tuple[float, float]]) -> str:
+    """What the gains over the control, with half of their intervals, say of the mixture."""
+    better = [name for name, (gain, half) in gains.items() if gain > half]
+    worse = [name for name, (gain, half) in gains.items() if -gain > half]
+    if not better:
+        return f"the mixture did not win; the control is clearly better on {', '.join(worse) or 'no domain'}"
+    return f"the mixture is clearly better on {', '.join(better)}, clearly worse on {', '.join(worse) or 'no domain'}"
 
 
 def main() -> None:
@@ -101,27 +115,28 @@ def main() -> None:
     adapter = trained(out / "mixed", everything, out / "routed", options.router_steps,
                       tune="lora", router=True, balance=0.01, router_z=0.001)  # fmt: skip
 
-    from vitral.tune.adapter_files import load_adapter
-    from vitral.tune.adapters import merge
-
     mixture = load_model(out / "mixed")
     load_adapter(mixture, adapter)
     merge(mixture)
     held = {name: rows(test) for name, (_, test) in parts.items()}
     models = {"base": load_model(base), "dense control": load_model(control), "mixture": mixture}
-    losses = {
-        which: {name: loss_with_interval(Policy(model.eval()), some) for name, some in held.items()}
-        for which, model in models.items()
-    }
-    wins = [
-        name
+    losses = {which: {name: losses_of(model, some) for name, some in held.items()} for which, model in models.items()}
+    gains = {
+        name: with_interval(
+            [c - m for c, m in zip(losses["dense control"][name], losses["mixture"][name], strict=True)]
+        )
         for name in held
-        if sum(losses["mixture"][name]) < losses["dense control"][name][0] - losses["dense control"][name][1]
-    ]
+    }
+    routing = routing_information(mixture, held)
     print(json.dumps({
-        "loss, and half of its 95 % interval": losses,
-        "routing": routing_information(mixture, held),
-        "the mixture is clearly better than the dense control on": wins or "no domain",
+        "rows": {name: len(some) for name, some in held.items()},
+        "loss, and half of its 95 % interval": {
+            which: {name: with_interval(each) for name, each in of.items()} for which, of in losses.items()
+        },
+        "gain of the mixture over the dense control, row by row": gains,
+        "verdict": verdict(gains),
+        "routing": routing,
+        "layers that tell of the domain more than chance": sum(x["information"] > x["shuffled"] for x in routing),
     }, indent=2))  # fmt: skip
 
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -38,7 +40,8 @@ def test_a_tone_is_preferred_in_short(tiny_chat: Path, tmp_path: Path) -> None:
 
 def test_the_vocabulary_is_taught_in_short(tiny_chat: Path, tmp_path: Path) -> None:
     found = run_example("teach_vocabulary.py", tmp_path, "--short", "--base", tiny_chat)
-    assert found["recalled after"] == "0 of 2"
+    assert set(found["recalled"].values()) == {"0 of 2"} and len(found["recalled"]) == 3
+    assert set(found["forgotten, nats a token"]) == {"neutral", "own_answers"}
     assert found["share kept by Q8_0"] > 0.5
 
 
@@ -52,3 +55,6 @@ def test_a_mixture_is_made_from_two_domains_in_short(tiny_chat: Path, tmp_path: 
     losses = found["loss, and half of its 95 % interval"]
     assert set(losses) == {"base", "dense control", "mixture"}
     assert all(x["information"] >= 0 for x in found["routing"])
+    gain, _ = found["gain of the mixture over the dense control, row by row"]["birds"]
+    assert gain == pytest.approx(losses["dense control"]["birds"][0] - losses["mixture"]["birds"][0])
+    assert found["verdict"].startswith("the mixture ")
