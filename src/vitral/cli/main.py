@@ -98,7 +98,7 @@ def main() -> None:
 
 def _code(args: list[str]) -> int:
     named = next((argument for argument in args if not argument.startswith("-")), None)
-    if args == [named] and COMMANDS.get(named, "").endswith(":app"):  # a group alone: which commands it has
+    if args == [named] and COMMANDS.get(named or "", "").endswith(":app"):  # a group alone: which commands it has
         args = [*args, "--help"]
     try:
         code = (
