@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["Live", "live", "wait_until", "with_template"]
+__all__ = ["Live", "live", "metric", "wait_until", "with_template"]
 
 
 class Live:
@@ -85,6 +85,13 @@ def live(folder: Path, *arguments: str, module: str = "vitral", **environment: s
             raise
         finally:
             log.close()
+
+
+def metric(server: Live, name: str) -> float:
+    """A number of /metrics, by its name and labels."""
+    return next(
+        float(line.split()[-1]) for line in server.http.get("/metrics").text.splitlines() if line.startswith(name + " ")
+    )
 
 
 def wait_until(claim: Any, seconds: float = 60) -> None:

@@ -248,6 +248,9 @@ def test_models_are_loaded_when_they_are_asked_for_and_the_answers_are_the_same(
     lines = three.http.get("/metrics").text.splitlines()
     assert 'vitral_model_loaded{model="b.bin"} 0.0' in lines
     assert "vitral_memory_budget_bytes 3.6e+08" in lines
+    for what in ("loads", "evictions"):
+        assert f"# TYPE vitral_model_{what}_total counter" in lines
+        assert f'vitral_model_{what}_total{{model="b.bin"}} {b[what]:.1f}' in lines
     assert not any(line.startswith('vitral_engine_up{model="b.bin"}') for line in lines)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Callable, Iterable
 
-from vitral.serve.models import Models
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from vitral.serve.models import Model, Models
 
 __all__ = ["Metrics"]
 
@@ -16,6 +20,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._events = _Events()
+        self.registry.register(self._events)
         self.requests = Counter(
             "vitral_requests", "Requests by route and status", ["route", "status"], registry=self.registry
         )
@@ -29,17 +35,8 @@ class Metrics:
         self.engine_up = Gauge(
             "vitral_engine_up", "Whether the engine's process takes work", ["model"], registry=self.registry
         )
-        self.engine_deaths = Gauge(
-            "vitral_engine_deaths", "Times that the engine's process ended by itself", ["model"], registry=self.registry
-        )
         self.model_loaded = Gauge(
             "vitral_model_loaded", "Whether the model is in memory", ["model"], registry=self.registry
-        )
-        self.model_loads = Gauge(
-            "vitral_model_loads", "Times that the model was loaded", ["model"], registry=self.registry
-        )
-        self.model_evictions = Gauge(
-            "vitral_model_evictions", "Times that the model made room for another", ["model"], registry=self.registry
         )
         self.model_bytes = Gauge(
             "vitral_model_reserved_bytes", "Memory that the model takes while loaded", ["model"], registry=self.registry
@@ -52,17 +49,15 @@ class Metrics:
         self.connections = Gauge("vitral_connections", "Open connections", registry=self.registry)
 
     def note_models(self, models: Models) -> None:
-        """How the models are now. An engine that is not loaded is neither up nor down."""
+        """How the models are now, and what has happened to them. An engine that is not loaded is neither up nor down."""
+        self._events.models = models
         self.budget_bytes.set(models.residency.budget_bytes or 0)
         self.engine_up.clear()
         for model in models:
             place = model.place
             if place.is_here:
                 self.engine_up.labels(model.name).set(model.engine.is_up)
-            self.engine_deaths.labels(model.name).set(model.engine.deaths)
             self.model_loaded.labels(model.name).set(place.is_here)
-            self.model_loads.labels(model.name).set(place.loads)
-            self.model_evictions.labels(model.name).set(place.evictions)
             self.model_bytes.labels(model.name).set(place.reserved_bytes)
 
     def count(self, model: str, usage: tuple[int, int, int], total_s: float) -> None:
@@ -74,3 +69,31 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Events(Collector):
+    """What has happened to each model since the server began, read where it is counted."""
+
+    _ABOUT: tuple[tuple[str, str, Callable[[Model], int]], ...] = (
+        ("vitral_model_loads", "Times that the model was loaded", lambda model: model.place.loads),
+        (
+            "vitral_model_evictions",
+            "Times that the model made room for another",
+            lambda model: model.place.evictions,
+        ),
+        (
+            "vitral_engine_deaths",
+            "Times that the engine's process ended by itself",
+            lambda model: model.engine.deaths,
+        ),
+    )
+
+    def __init__(self) -> None:
+        self.models: Models | None = None
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        for name, about, count in self._ABOUT:
+            family = CounterMetricFamily(name, about, labels=["model"])
+            for model in self.models or ():
+                family.add_metric([model.name], count(model))
+            yield family
