@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # most answers have neither constraint nor tools: these are r
     from vitral.engine.tools import CallFormat, ToolChoice, ToolUse
     from vitral.formats.canonical import Checkpoint
     from vitral.formats.weights import Weights
+    from vitral.provenance.bases import Base
 
 __all__ = ["LanguageModel", "Stream", "load", "of_checkpoint", "tokenizer_of"]
 
@@ -110,6 +111,7 @@ def of_checkpoint(
     from vitral import native  # the rest of this module needs neither C++ nor a checkpoint
     from vitral.engine.memory import PAGE_SIZE, available_bytes, plan_cache
     from vitral.engine.native import NativeForward, native_model
+    from vitral.provenance.bases import Base
 
     settings = read_settings()
     if threads is None:
@@ -152,6 +154,7 @@ def of_checkpoint(
         context_length=plan.context_length,
         speculation=speculation,
         weights=checkpoint.weights,
+        base=Base(checkpoint),
     )
 
 
@@ -184,9 +187,11 @@ class LanguageModel:
         prefix_cache: bool = True,
         speculation: bool = True,
         weights: Weights | None = None,
+        base: Base | None = None,
     ) -> None:
         self.spec = spec
         self.weights = weights
+        self._base = base
         self.tokenizer = tokenizer
         self.context_length = context_length
         self._engine: Engine | None = Engine(
@@ -226,11 +231,13 @@ class LanguageModel:
         """Load a LoRA adapter, a PEFT folder or a GGUF file, under a name; its digest, sha256 in hex.
 
         Requests with and without adapters share the steps; each gets the bits it would get alone.
-        Raises FormatError, or TensorMismatch for an adapter that matches no module or another base.
+        `adapter(name).base` says how it is known that it was trained on this model. Raises FormatError, or
+        TensorMismatch for an adapter that matches no module, or of another base.
         """
         from vitral.formats.adapters import read_adapter
 
-        return self._adapters().load(name, read_adapter(Path(path), self.spec)).digest
+        adapter = read_adapter(Path(path), self.spec)
+        return self._adapters().load(name, adapter, None if self._base is None else self._base.accept(adapter)).digest
 
     def unload_adapter(self, name: str) -> None:
         """Give an adapter's memory back; RequestError while requests with it have not ended."""

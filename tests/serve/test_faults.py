@@ -259,12 +259,15 @@ def refusals(folder: Path, spec: ModelSpec) -> dict[Path, str]:
     wider = random_parts(wide, rank=4)
     broken = write_peft(folder / "broken", wider, config)
     (broken / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
+    foreign = write_peft(folder / "foreign", random_parts(spec, rank=4), config)
+    (foreign / "vitral.json").write_text(json.dumps({"base": "other.gguf", "base_digest": "0" * 64}))
     other = f"blocks.{spec.n_layers}.attn.k.weight, which this model does not have; it was made for another base"
     return {
         write_peft(folder / "deeper", deeper, config): other,
         write_adapter_gguf(folder / "deeper.gguf", deeper, deep, 8.0): other,
         write_peft(folder / "wider", wider, config): r"the model's is \d+ x \d+; the adapter was made for another base",
         write_peft(folder / "nothing", {}, config): "holds no tensors",
+        foreign: "trained on another base: other.gguf, weights 000000000000; this model is",
         broken: "adapter_model.safetensors",
         folder / "missing": "no adapter at",
     }
@@ -282,11 +285,13 @@ def test_adapters_come_and_go_while_requests_run(tmp_path: Path, tiny_path: str)
         adapters = f"/v1/models/{TINY}/adapters"
         long = {**SHORT, "max_tokens": 200, "temperature": 0}
         plain = server.post("/v1/completions", long).json()["choices"][0]["text"]
-        digests = [
-            server.post(adapters, {"name": name, "path": str(path)}).json()["digest"]
+        loads = [
+            server.post(adapters, {"name": name, "path": str(path)}).json()
             for name, path in (("peft", peft), ("gguf", gguf))
         ]
-        assert digests[0] == digests[1]
+        assert loads[0]["digest"] == loads[1]["digest"]
+        assert (loads[0]["base"]["evidence"], loads[0]["base"]["weak"]) == ("none", True)
+        assert set(server.http.get("/v1/engine").json()["engines"][0]["adapter_bases"]) == {"peft", "gguf"}
         assert [m["id"] for m in server.http.get("/v1/models").json()["data"]] == [TINY, f"{TINY}:peft", f"{TINY}:gguf"]
         painted = server.post("/v1/completions", {**long, "model": f"{TINY}:peft"}).json()["choices"][0]["text"]
         assert painted != plain

@@ -15,6 +15,7 @@ from vitral.engine.native import NativeForward
 from vitral.engine.request import SamplingParams
 from vitral.formats.adapters import read_adapter
 from vitral.formats.checkpoint import open_checkpoint
+from vitral.provenance.bases import Base
 from vitral.tune.adapter_files import load_adapter
 from vitral.tune.after import export_run
 from vitral.tune.forward import Packed, load_model
@@ -52,7 +53,9 @@ def test_the_hot_adapter_the_trainer_and_the_merged_export_are_one_model(
     checkpoint = open_checkpoint(path)
     engine = engine_of(checkpoint, context_length=64)
     assert isinstance(engine.forward, NativeForward)
-    loaded = Adapters(engine.forward, engine).load("taught", read_adapter(tmp_path / "run/adapter", checkpoint.spec))
+    adapter = read_adapter(tmp_path / "run/adapter", checkpoint.spec)
+    assert Base(checkpoint).accept(adapter).evidence == "weights"
+    loaded = Adapters(engine.forward, engine).load("taught", adapter)
     hot, plain = logits_of(engine, loaded), logits_of(engine)
     model = load_model(checkpoint)
     load_adapter(model, tmp_path / "run/adapter")

@@ -59,9 +59,9 @@ def add(
 ) -> None:
     """Add adapters, times numbers, into one."""
     need_torch()
-    from vitral.provenance.lineage import licence_of
     from vitral.tune.adapter_files import data_of, save_peft
     from vitral.tune.merging import add_adapters
+    from vitral.tune.record import base_facts
 
     weights = weight or [1.0] * len(adapter)
     if len(weights) != len(adapter):
@@ -69,12 +69,10 @@ def add(
     if out.exists():
         raise TuneError(f"{out} is there already; give another folder")
     found = _open(base)
-    digest = found.weights.digest()
-    total, plan = add_adapters(found.spec, list(zip(adapter, weights, strict=True)), digest)
+    facts = base_facts(found)
+    total, plan = add_adapters(found.spec, list(zip(adapter, weights, strict=True)), facts["base_digest"])
     record = {
-        "base": str(found.path),
-        "base_digest": digest,
-        "base_licence": licence_of(found),
+        **facts,
         "data": [each for folder in adapter for each in data_of(folder)],
         "sum_of": [[str(a), w] for a, w in zip(adapter, weights, strict=True)],
     }

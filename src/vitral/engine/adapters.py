@@ -13,18 +13,20 @@ from vitral.model.law import LowRank
 
 if TYPE_CHECKING:
     from vitral.formats.adapters import Adapter
+    from vitral.provenance.bases import BaseEvidence
 
 __all__ = ["Adapters", "LoadedAdapter", "TakesAdapters"]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedAdapter:
-    """An adapter in memory, for `Engine.answer`."""
+    """An adapter in memory, for `Engine.answer`. base: how it is known that it is for this model, if that was asked."""
 
     number: int
     name: str
     digest: str
     n_bytes: int = 0
+    base: BaseEvidence | None = None
 
     def salt(self, salt: bytes) -> bytes:
         """A request's salt with this adapter: its keys and values are other ones."""
@@ -58,12 +60,12 @@ class Adapters:
         self._next = 0
         self._lock = threading.Lock()
 
-    def load(self, name: str, adapter: Adapter) -> LoadedAdapter:
+    def load(self, name: str, adapter: Adapter, base: BaseEvidence | None = None) -> LoadedAdapter:
         """Load under a name; RequestError if the name is taken."""
         with self._lock:
             if name in self._loaded:
                 raise RequestError(f"an adapter is called {name} already; unload it first, or choose another name")
-            loaded = LoadedAdapter(self._next, name, adapter.digest, adapter.n_bytes)
+            loaded = LoadedAdapter(self._next, name, adapter.digest, adapter.n_bytes, base)
             self._forward.set_adapter(loaded.number, adapter.parts)
             self._next += 1
             self._loaded[name] = loaded

@@ -20,7 +20,9 @@ import numpy as np
 
 from vitral.errors import FormatError, ModelNotFound, TensorMismatch
 from vitral.formats.gguf import read_gguf
+from vitral.formats.json_text import parse_object, read_object
 from vitral.formats.mapping import canonical_from_gguf, canonical_from_hf
+from vitral.formats.metadata_text import first_text
 from vitral.formats.quants import decode
 from vitral.formats.rows import pairs_to_halves
 from vitral.formats.safetensors import read_safetensors
@@ -28,7 +30,7 @@ from vitral.model.law import F32, LowRank, Quantised
 from vitral.model.names import tensor_shapes
 from vitral.model.spec import ModelSpec
 
-__all__ = ["Adapter", "read_adapter"]
+__all__ = ["Adapter", "TrainedOn", "read_adapter"]
 
 _MOST_RANK = 1024
 _PEFT_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -48,12 +50,27 @@ _REFUSED = {
 
 
 @dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """What an adapter says of the model that it was trained on; None or empty for what it leaves out.
+
+    name: a claim, a name or a path. digest, vectors, types: `Weights.digest`, `vectors_digest` and `matrix_types`, as
+    Vitral writes them.
+    """
+
+    name: str | None = None
+    digest: str | None = None
+    vectors: str | None = None
+    types: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """What an adapter adds, by the canonical names of the matrices; `digest` is the sha256 (hex) of all of it."""
 
     path: Path
     parts: Mapping[str, LowRank]
     digest: str
+    trained_on: TrainedOn = TrainedOn()
 
     @property
     def n_bytes(self) -> int:
@@ -62,15 +79,16 @@ class Adapter:
 
 
 def read_adapter(path: Path, spec: ModelSpec) -> Adapter:
-    """Open an adapter by its content and check it against the model that it is for.
+    """Open an adapter by its content and check its shapes against the model that it is for.
 
     Raises ModelNotFound where nothing is, FormatError for what is no LoRA adapter, TensorMismatch with what
-    was found for one that matches no module or another base.
+    was found for one that matches no module or is of other shapes. Whether a model of the same shapes is the one it
+    was trained on: `vitral.provenance.bases`.
     """
     if path.is_dir():
-        pairs = _peft(path)
+        pairs, trained_on = _peft(path)
     elif path.is_file():
-        pairs = _gguf(path, spec)
+        pairs, trained_on = _gguf(path, spec)
     else:
         raise ModelNotFound(f"no adapter at {path}; give a PEFT folder or a GGUF file")
     parts = {name: _checked(path, name, part) for name, part in sorted(pairs.items())}
@@ -79,10 +97,10 @@ def read_adapter(path: Path, spec: ModelSpec) -> Adapter:
     for name, part in parts.items():
         digest.update(f"{name}\0{part.a.shape}\0{part.b.shape}\0{part.scale!r}\0".encode())
         digest.update(part.a.tobytes() + part.b.tobytes())
-    return Adapter(path, parts, digest.hexdigest())
+    return Adapter(path, parts, digest.hexdigest(), trained_on)
 
 
-def _peft(folder: Path) -> dict[str, LowRank]:
+def _peft(folder: Path) -> tuple[dict[str, LowRank], TrainedOn]:
     config = _peft_config(folder)
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
@@ -109,7 +127,21 @@ def _peft(folder: Path) -> dict[str, LowRank]:
                 f"{folder}: r is {rank!r} and lora_alpha {alpha!r} for {modules[name]}, whose rank is {a.shape[0]}"
             )
         parts[name] = LowRank(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-    return parts
+    record = folder / "vitral.json"
+    return parts, _trained_on(
+        config.get("base_model_name_or_path"), read_object(record) if record.is_file() else {}, record
+    )
+
+
+def _trained_on(name: object, record: Mapping[str, Any], where: Path) -> TrainedOn:
+    """From the name that the layout has and the record that Vitral writes; FormatError for a record that is none."""
+    texts = {key: record.get(key) for key in ("base", "base_digest", "base_vectors")}
+    types = record.get("base_types", [])
+    wrong = [key for key, value in texts.items() if not isinstance(value, str | None)]
+    if wrong or not isinstance(types, list) or not all(isinstance(each, str) for each in types):
+        raise FormatError(f"{where}: {', '.join(wrong) or 'base_types'} is no text as Vitral writes it")
+    named = name if isinstance(name, str) and name else None
+    return TrainedOn(named or texts["base"], texts["base_digest"], texts["base_vectors"], tuple(types))
 
 
 def _peft_config(folder: Path) -> dict[str, Any]:
@@ -145,7 +177,7 @@ def _by_pattern(patterns: object, module: str, otherwise: Any) -> Any:
     return otherwise
 
 
-def _gguf(path: Path, spec: ModelSpec) -> dict[str, LowRank]:
+def _gguf(path: Path, spec: ModelSpec) -> tuple[dict[str, LowRank], TrainedOn]:
     file = read_gguf(path)
     found = {key: file.metadata.get(key) for key in ("general.type", "adapter.type", "adapter.lora.alpha")}
     if found["general.type"] != "adapter" or found["adapter.type"] != "lora":
@@ -173,7 +205,18 @@ def _gguf(path: Path, spec: ModelSpec) -> dict[str, LowRank]:
         if re.fullmatch(r"blocks\.\d+\.attn\.[qk]\.weight", name) and len(b) % spec.head_dim == 0:
             b = pairs_to_halves(np.ascontiguousarray(b).view(np.uint8), spec.head_dim).view(np.float32)
         parts[name] = LowRank(a, b, float(alpha) / a.shape[0] if alpha else 1.0)
-    return parts
+    record = file.metadata.get("vitral.record")
+    kept = parse_object(record.encode(), f"{path}, vitral.record") if isinstance(record, str) else {}
+    return parts, _trained_on(_base_in_gguf(file.metadata), kept, path)
+
+
+def _base_in_gguf(metadata: Mapping[str, Any]) -> str | None:
+    """owner/name of the base as llama.cpp's converter writes it, or its name alone."""
+    url = first_text(metadata, "general.base_model.0.repo_url")
+    if url is not None:
+        return "/".join(url.rstrip("/").split("/")[-2:])
+    owner, name = (first_text(metadata, f"general.base_model.0.{key}") for key in ("organization", "name"))
+    return f"{owner}/{name.replace(' ', '-')}" if owner and name else name
 
 
 def _pair(path: Path, name: str, pair: Mapping[str, F32]) -> tuple[F32, F32]:

@@ -143,6 +143,15 @@ class Weights(Mapping[str, Tensor]):
         """
         return hashlib.sha256(b"".join(self.digests(threads, progress).values())).hexdigest()
 
+    def vectors_digest(self) -> str:
+        """The same over the vectors alone: a model keeps them whatever its matrices are quantised to."""
+        vectors = (self[name].digest() for name in sorted(self.tensors) if len(self[name].shape) == 1)
+        return hashlib.sha256(b"".join(vectors)).hexdigest()
+
+    def matrix_types(self) -> tuple[str, ...]:
+        """The types of what is no vector, by name, in order."""
+        return tuple(sorted({tensor.type.name for tensor in self.tensors.values() if len(tensor.shape) > 1}))
+
 
 def _nearest(name: str, names: Mapping[str, object]) -> str:
     """What to add to a message about a name that is not there; names of the same block come first."""

@@ -42,7 +42,8 @@ async def load(call: Call) -> Response:
                 "unload others, or raise --memory-budget",
                 param="path",
             )
-    return json_response({"id": f"{model.name}:{body.name}", "object": "adapter", "digest": digest})
+    base = model.facts.bases.get(body.name)
+    return json_response({"id": f"{model.name}:{body.name}", "object": "adapter", "digest": digest, "base": base})
 
 
 async def unload(call: Call) -> Response:

@@ -97,12 +97,13 @@ class NativeWorker:
             self._writer.write(frame({"cancel": number}))
 
     async def load_adapter(self, name: str, path: str) -> str:
-        digest, n_bytes = await self._told("load", name, path)
+        digest, n_bytes, base = await self._told("load", name, path)
         self.options = replace(self.options, adapters=(*self.options.adapters, (name, path)))
         facts = self.facts
         self._facts = replace(
             facts,
             adapters={**facts.adapters, name: str(digest)},
+            bases={**facts.bases, name: base},
             memory={**facts.memory, f"adapter:{name}": int(n_bytes)},
         )
         return str(digest)
@@ -113,6 +114,7 @@ class NativeWorker:
         self._facts = replace(
             facts,
             adapters={k: v for k, v in facts.adapters.items() if k != name},
+            bases={k: v for k, v in facts.bases.items() if k != name},
             memory={k: v for k, v in facts.memory.items() if k != f"adapter:{name}"},
         )
         if self._guard is not None:  # else it is not loaded, and will be without it

@@ -13,6 +13,7 @@ from vitral.formats.canonical import Checkpoint
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import admitted
 from vitral.language_model import tokenizer_of
+from vitral.provenance.bases import Base
 from vitral.serve.engines import ABILITIES, Facts
 from vitral.serve.models import Model, public_name
 from vitral.serve.native_worker import NativeWorker, WorkerOptions
@@ -66,6 +67,7 @@ def open_native(options: WorkerOptions, residency: Residency, *, pinned: bool = 
 def _expected(checkpoint: Checkpoint, options: WorkerOptions, plan: CachePlan) -> Facts:
     """What is known of a model that has not been loaded: all but the digest of its weights and the kernels."""
     adapters = {name: read_adapter(Path(path), checkpoint.spec) for name, path in options.adapters}
+    base = Base(checkpoint)
     return Facts(
         context_length=plan.context_length,
         vocab_size=checkpoint.spec.vocab_size,
@@ -75,6 +77,7 @@ def _expected(checkpoint: Checkpoint, options: WorkerOptions, plan: CachePlan) -
         kernels={"kv_type": options.kv_type},
         memory={f"adapter:{name}": adapter.n_bytes for name, adapter in adapters.items()},
         adapters={name: adapter.digest for name, adapter in adapters.items()},
+        bases={name: base.accept(adapter).as_dict() for name, adapter in adapters.items()},
     )
 
 

@@ -67,6 +67,7 @@ async def engine(call: Call) -> Response:
                     "template": model.tokenizer.template_digest,
                 },
                 "adapters": dict(facts.adapters),
+                "adapter_bases": dict(facts.bases),
                 "memory_bytes": dict(facts.memory),
             }
         )

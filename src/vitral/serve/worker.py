@@ -153,7 +153,7 @@ class Worker:
         try:
             with files_fault(f"the adapter {path}"):
                 digest = self._model.load_adapter(name, path)
-            reply = [number, [digest, self._model.adapter(name).n_bytes], None]
+            reply = [number, [digest, self._model.adapter(name).n_bytes, _base_of(self._model, name)], None]
         except VitralError as error:
             reply = [number, None, error_to(error)]
         self._reply(reply)
@@ -295,7 +295,13 @@ def facts_of(model: LanguageModel, options: dict[str, Any]) -> dict[str, Any]:
         "memory": {"weights": forward.model.weight_bytes, "cache": int(forward.cache.nbytes)}
         | {f"adapter:{name}": adapter.n_bytes for name, adapter in adapters.items()},
         "adapters": {name: adapter.digest for name, adapter in adapters.items()},
+        "bases": {name: _base_of(model, name) for name in adapters},
     }
+
+
+def _base_of(model: LanguageModel, adapter: str) -> dict[str, Any] | None:
+    base = model.adapter(adapter).base
+    return None if base is None else base.as_dict()
 
 
 def main(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ from vitral.tune.kept import Kept, measure_kept
 from vitral.tune.lora_plan import LoraPlan
 from vitral.tune.prepare import Prepared, prepare
 from vitral.tune.recipe import read_recipe
-from vitral.tune.record import ADAPTER, MODEL, read_record, tuned_from
+from vitral.tune.record import ADAPTER, MODEL, base_facts, read_record, tuned_from
 
 __all__ = ["Exported", "Form", "export_run", "summary"]
 
@@ -60,10 +60,7 @@ def export_run(
     if base.weights.digest() != record["base_digest"]:
         raise TuneError(f"{base.path} is not what the run was trained on (weights {str(record['base_digest'])[:12]})")
     tuned, plan = _tuned(folder, base)
-    lineage = {
-        name: record[name]
-        for name in ("base", "base_digest", "base_licence", "data", "data_licence", "recipe", "versions")
-    }
+    lineage = base_facts(base) | {name: record[name] for name in ("data", "data_licence", "recipe", "versions")}
     if form == "gguf" or form == "safetensors":
         files = tokenizer_files(base.path, form)
         write_merged(tuned, base, path, form, type, tokenizer=files, progress=progress, notes=tuned_from(base, record))

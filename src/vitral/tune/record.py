@@ -21,7 +21,7 @@ from vitral.provenance.lineage import licence_of, lineage_metadata
 from vitral.tune.prepare import Prepared
 
 __all__ = ["ADAPTER", "LOG", "MODEL", "RECORD", "begin_record", "check_same", "read_log", "read_record", "tuned_from"]
-__all__ += ["write_record"]
+__all__ += ["base_facts", "write_record"]
 
 RECORD, LOG = "record.json", "log.jsonl"
 ADAPTER, MODEL = "adapter", "model"  # what a run leaves: one of the two
@@ -36,10 +36,8 @@ def begin_record(prepared: Prepared, precision: str, processes: int, n_trained: 
     licences = list(dict.fromkeys(file.licence for file in files))
     return {
         "recipe": json.loads(json.dumps(asdict(prepared.recipe))),
-        "base": str(base.path),
+        **base_facts(base),
         "base_layout": base.layout,
-        "base_digest": base.weights.digest(),
-        "base_licence": licence_of(base),
         "tokenizer_digest": prepared.tokenizer.digest,
         "template_digest": prepared.tokenizer.template_digest,
         "data": sorted(data, key=lambda each: each["path"]),
@@ -54,6 +52,17 @@ def begin_record(prepared: Prepared, precision: str, processes: int, n_trained: 
         | {"python": platform.python_version()},
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "estimate": asdict(prepared.estimate) | {"total_bytes": prepared.estimate.total_bytes},
+    }
+
+
+def base_facts(base: Checkpoint) -> dict[str, Any]:
+    """What an adapter says of its base, so that another is refused (`vitral.provenance.bases`); reads all weights."""
+    return {
+        "base": str(base.path),
+        "base_digest": base.weights.digest(),
+        "base_vectors": base.weights.vectors_digest(),
+        "base_types": list(base.weights.matrix_types()),
+        "base_licence": licence_of(base),
     }
 
 

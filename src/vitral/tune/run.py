@@ -348,8 +348,8 @@ class _Run:
 
     def _lineage(self, record: dict[str, Any]) -> dict[str, Any]:
         """What travels with the result: where it comes from and under which licences."""
-        names = ("base", "base_digest", "base_licence", "tokenizer_digest", "template_digest", "data", "data_licence",
-                 "recipe", "versions")  # fmt: skip
+        names = ("base", "base_digest", "base_vectors", "base_types", "base_licence", "tokenizer_digest",
+                 "template_digest", "data", "data_licence", "recipe", "versions")  # fmt: skip
         return {name: record[name] for name in names} | {"steps": self.trainer.step}
 
     def _write(self, record: dict[str, Any]) -> None:
