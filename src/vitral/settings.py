@@ -21,7 +21,8 @@ class Settings:
 
     `home` holds the model store, `threads` is how many threads compute (1 to 1024),
     `isa` forces an instruction set (one of ISAS). With `verify_key`, a public key, no model is loaded whose
-    signature does not fit. `memory_bytes` is the most that weights and cache of a model may take.
+    signature does not fit. `memory_bytes` is the most that weights and cache of a model may take. `engine_key` is sent
+    to the servers that `vitral serve --engine` names.
     """
 
     home: Path
@@ -29,10 +30,11 @@ class Settings:
     isa: str | None
     verify_key: Path | None = None
     memory_bytes: int | None = None
+    engine_key: str | None = None
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read VITRAL_HOME, VITRAL_THREADS, VITRAL_ISA, VITRAL_VERIFY_KEY and VITRAL_MEMORY_BUDGET.
+    """Read VITRAL_HOME, VITRAL_THREADS, VITRAL_ISA, VITRAL_VERIFY_KEY, VITRAL_MEMORY_BUDGET and VITRAL_ENGINE_KEY.
 
     Raises SettingsError for a value that cannot be used.
 
@@ -48,7 +50,14 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     verify_key = Path(key).expanduser() if key else None
     memory = env.get("VITRAL_MEMORY_BUDGET")
     memory_bytes = size_of("VITRAL_MEMORY_BUDGET", memory) if memory else None
-    return Settings(Path(home).expanduser(), _threads(env.get("VITRAL_THREADS")), isa, verify_key, memory_bytes)
+    return Settings(
+        Path(home).expanduser(),
+        _threads(env.get("VITRAL_THREADS")),
+        isa,
+        verify_key,
+        memory_bytes,
+        env.get("VITRAL_ENGINE_KEY") or None,
+    )
 
 
 def size_of(name: str, text: str) -> int:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitral.cli.machine import AsJson, KvTypeOption, print_json
 from vitral.cli.output import console
 from vitral.errors import SettingsError
+
+if TYPE_CHECKING:
+    from vitral.serve.remote import RemoteOptions
 
 __all__ = ["serve"]
 
@@ -44,6 +48,14 @@ def serve(
     memory_budget: Annotated[
         str | None,
         typer.Option(help="Memory that all models may take, such as 6GB or a number of bytes; no limit if not said."),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=URL of a model that another OpenAI-compatible server computes, such as vLLM."),
+    ] = None,
+    tokenizer: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH for each --engine: a model or folder that has its tokenizer and template."),
     ] = None,
     pin: Annotated[list[str] | None, typer.Option(help="With --memory-budget: a model that stays in memory.")] = None,
     traces: Annotated[
@@ -87,9 +99,13 @@ def serve(
     for noisy in ("uvicorn.error", "alembic", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     adapters = tuple(_adapter(each) for each in adapter or ())
-    names = models or ["smollm2:135m"]
+    engines = _engines(engine or (), tokenizer or (), context)
+    names = models or ([] if engines else ["smollm2:135m"])
+    served = [*names, *(each.name for each in engines)]
     budget = None if memory_budget is None else size_of("--memory-budget", memory_budget)
     pinned = frozenset(pin or ())
+    if adapters and not names:
+        raise SettingsError("--adapter is for a model of this server, and all models are other servers'")
     if pinned and budget is None:
         raise SettingsError("--pin needs --memory-budget: without one every model stays in memory")
     if not pinned <= set(names):
@@ -97,9 +113,9 @@ def serve(
 
     def tell(url: str) -> None:
         if as_json:
-            print_json({"url": url, "models": names})
+            print_json({"url": url, "models": served})
         else:
-            console.print(_welcome(url, names[0]), highlight=False, markup=False, soft_wrap=True)
+            console.print(_welcome(url, served[0]), highlight=False, markup=False, soft_wrap=True)
 
     run(
         ServerOptions(
@@ -113,6 +129,7 @@ def serve(
                 )
                 for name in names
             ],
+            engines=engines,
             folder=folder,
             host=host,
             port=port,
@@ -129,6 +146,30 @@ def serve(
         ),
         tell,
     )
+
+
+def _engines(engines: Sequence[str], tokenizers: Sequence[str], context: int | None) -> list[RemoteOptions]:
+    """Each --engine with the --tokenizer of its name."""
+    from vitral.serve.remote import RemoteOptions
+    from vitral.settings import read_settings
+
+    urls = dict(_pair("--engine", text, "NAME=URL") for text in engines)
+    paths = dict(_pair("--tokenizer", text, "NAME=PATH") for text in tokenizers)
+    if len(urls) != len(engines) or len(paths) != len(tokenizers):
+        raise SettingsError("an --engine or --tokenizer of the same name is given twice; give each once")
+    if set(urls) != set(paths):
+        odd = min(set(urls) ^ set(paths))
+        lacks = "--tokenizer" if odd in urls else "--engine"
+        raise SettingsError(f"{odd} has no {lacks}; --engine {odd}=URL and --tokenizer {odd}=PATH go together")
+    key = read_settings().engine_key
+    return [RemoteOptions(name, url, paths[name], context, key) for name, url in urls.items()]
+
+
+def _pair(option: str, text: str, form: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not name or not value or len(name) > 256:
+        raise SettingsError(f"{option} is {text!r}; expected {form}")
+    return name, value
 
 
 def _adapter(text: str) -> tuple[str, str]:

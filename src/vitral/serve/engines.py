@@ -1,7 +1,7 @@
 """What the server knows of an engine: one small protocol, token ids on both sides.
 
-The native worker speaks it today. Another OpenAI-compatible server or a replica elsewhere can: what it cannot do it
-leaves out of `Facts.can`, and the server refuses what needs it.
+The native worker speaks it, and another OpenAI-compatible server through `vitral.serve.remote`: what an engine cannot do
+it leaves out of `Facts.can`, and the server refuses what needs it. One that does not tell ids answers in text.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ __all__ = [
     "Hidden",
     "ModelEngine",
     "OnEvent",
+    "Said",
     "Scored",
     "Seen",
     "Token",
 ]
 
-Ability = Literal["generate", "prompt_logprobs", "hidden", "digests", "replay", "constraints", "adapters", "taps"]
+Ability = Literal[
+    "generate", "logprobs", "prompt_logprobs", "hidden", "digests", "replay", "constraints", "adapters", "taps"
+]
 ABILITIES: frozenset[Ability] = frozenset(get_args(Ability))
 """All that there are; the native engine has them."""
 Pooling = Literal["mean", "last"]
@@ -72,6 +75,13 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """The answer grew by a text whose tokens the engine does not tell."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
     """Scores of all prompt tokens but the first."""
 
@@ -100,20 +110,25 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last event. `error` says why if the reason is "error"; `cached` prompt tokens were not computed anew."""
+    """The last event. `error` says why if the reason is "error"; `cached` prompt tokens were not computed anew.
+
+    made: how many tokens the answer has, from an engine that answers in text, if it tells.
+    """
 
     reason: FinishReason
     cached: int = 0
     error: VitralError | None = None
+    made: int | None = None
 
 
-EngineEvent = Token | Scored | Hidden | Seen | Ended
+EngineEvent = Token | Said | Scored | Hidden | Seen | Ended
 OnEvent = Callable[[EngineEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an engine is. `digests` of weights; `kernels` chosen and why; `adapters`: digests by name.
+    """What an engine is. cache_tokens: 0 where that is not known. `digests` of weights; `kernels` chosen and why; `adapters`: digests by name; `bases`: how it is
+    known of each that it is for this model.
 
     memory: bytes by use: weights, cache, and "adapter:NAME" of each adapter.
     """
@@ -126,6 +141,7 @@ class Facts:
     kernels: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     adapters: Mapping[str, str] = field(default_factory=dict)
+    bases: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
 
 
 class ModelEngine(Protocol):

@@ -30,7 +30,10 @@ Content = Literal["ids", "hashed", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One sequence of a request. digests: of the logits each token was chosen from, or empty."""
+    """One sequence of a request. digests: of the logits each token was chosen from, or empty.
+
+    said: of an engine that answers in text, the text and its number of tokens; `answer` is empty then.
+    """
 
     prompt: Sequence[int]
     params: SamplingParams
@@ -39,6 +42,12 @@ class Generated:
     finish: str
     cached: int
     constraint: str | None = None
+    said: tuple[str, int] | None = None
+
+    @property
+    def made(self) -> int:
+        """Tokens of the answer."""
+        return len(self.answer) if self.said is None else self.said[1]
 
 
 def new_id(kind: str) -> str:
@@ -98,7 +107,7 @@ class Records:
             "created": now,
             "prompt": sum(len(sequence.prompt) for sequence in distinct),
             "cached": sum(sequence.cached for sequence in distinct),
-            "completion": sum(len(sequence.answer) for sequence in sequences),
+            "completion": sum(sequence.made for sequence in sequences),
         }
         row = {"id": record, "tenant": tenant, "created": now, "digest": hashlib.sha256(body).hexdigest()}
 
@@ -150,11 +159,19 @@ class Records:
             "parameters": params_to(sequence.params),
             "constraint": sequence.constraint,
             "prompt": self._ids(sequence.prompt),
-            "answer": self._ids(sequence.answer),
+            "answer": self._ids(sequence.answer) if sequence.said is None else self._text(*sequence.said),
             "logits": list(sequence.digests) if self.content != "none" else [],
             "cached": sequence.cached,
             "finish": sequence.finish,
         }
+
+    def _text(self, text: str, count: int) -> dict[str, Any]:
+        kept: dict[str, Any] = {"count": count}
+        if self.content != "none":
+            kept["text_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        if self.content == "ids":
+            kept["text"] = text
+        return kept
 
     def _ids(self, ids: Sequence[int]) -> dict[str, Any]:
         kept: dict[str, Any] = {"count": len(ids)}

@@ -85,6 +85,8 @@ def jobs_of(record: Mapping[str, Any]) -> list[Replayable]:
     """The sequences of a record. RequestError says why one cannot be run again."""
     if record.get("erased"):
         raise RequestError(f"the body of record {record['id']} was removed by retention; only its digest is left")
+    if why := record.get("not_replayable"):
+        raise RequestError(f"record {record['id']} cannot be run again: {why}")
     found = []
     changes = interventions_of(record)
     for sequence in record["sequences"]:

@@ -25,7 +25,7 @@ from vitral.engine.request import FinishReason, SamplingParams, TokenScore
 from vitral.errors import ContextOverflow, RecordStoreError, VitralError
 from vitral.serve.access import Caller
 from vitral.serve.admission import UNSAID
-from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Pooling, Scored, Seen, Token
+from vitral.serve.engines import Ability, Ask, Ended, EngineEvent, Hidden, Pooling, Said, Scored, Seen, Token
 from vitral.serve.models import Model
 from vitral.serve.records import Generated, new_id
 from vitral.serve.service import Service
@@ -77,6 +77,8 @@ class Progress:
     stops: StopStrings
     number: int | None = None
     tokens: list[int] = field(default_factory=list)
+    said: list[str] | None = None  # the answer, from an engine that tells no ids
+    made: int | None = None  # how many tokens that has
     digests: list[str] = field(default_factory=list)
     prompt_scores: tuple[TokenScore, ...] | None = None
     hidden: tuple[float, ...] | None = None
@@ -123,8 +125,16 @@ class Run:
         return (
             sum(len(p.sequence.prompt) for p in distinct),
             sum(p.cached for p in distinct),
-            sum(len(p.tokens) for p in self.progress),
+            sum(self._made(p) for p in self.progress),
         )
+
+    def _made(self, progress: Progress) -> int:
+        """Tokens of an answer; of a text whose engine did not count them, those that our tokenizer makes of it."""
+        if progress.said is None:
+            return len(progress.tokens)
+        if progress.made is None:
+            return len(self.model.tokenizer.encode("".join(progress.said), add_special=False))
+        return progress.made
 
     async def __aenter__(self) -> Self:
         if self._service.traces is not None and self._trace is not None:
@@ -138,7 +148,22 @@ class Run:
             raise
         return self
 
+    def _check_abilities(self) -> None:
+        """ApiError 400 for what the model's engine cannot do."""
+        for s in (progress.sequence for progress in self.progress):
+            asked: tuple[tuple[Ability, bool, str], ...] = (
+                ("logprobs", s.params.logprobs is not None, "give log-probabilities of the answer (logprobs)"),
+                ("prompt_logprobs", s.params.prompt_logprobs is not None, "give log-probabilities of the prompt"),
+                ("hidden", s.pooling is not None, "give the hidden state"),
+                ("constraints", s.constraint is not None, "hold an answer to a form"),
+                ("taps", s.is_watched or bool(s.interventions), "look into the forward pass, or change it"),
+            )
+            for ability, is_asked, for_what in asked:
+                if is_asked:
+                    self.model.need(ability, for_what)
+
     async def _begin(self) -> None:
+        self._check_abilities()
         worst, likely = 0, 0
         for progress in self.progress:
             most = _most(progress.sequence, self.model.facts.context_length)
@@ -163,8 +188,6 @@ class Run:
                 self._reserved = False
                 raise
             digests = "digests" in self.model.facts.can
-            if any(p.sequence.is_watched or p.sequence.interventions for p in self.progress):
-                self.model.need("taps", "look into the forward pass, or change it")
             self.model.still_served()
             for index, progress in enumerate(self.progress):
                 s = progress.sequence
@@ -227,14 +250,16 @@ class Run:
         match event:
             case Token(token, score, digest):
                 return self._token(index, progress, token, score, digest)
+            case Said(text):
+                return self._text(index, progress, text)
             case Scored(scores):
                 progress.prompt_scores = scores
             case Hidden(vector):
                 progress.hidden = vector
             case Seen():
                 progress.seen.append(event)
-            case Ended(reason, cached, error):
-                progress.cached = cached
+            case Ended(reason, cached, error, made):
+                progress.cached, progress.made = cached, made
                 progress.finish = "stop" if progress.stopped else reason
                 if error is not None:
                     raise error
@@ -244,10 +269,24 @@ class Run:
                 return self._piece(index, progress, text, reason)
         return Piece(index)
 
-    def _token(self, index: int, progress: Progress, token: int, score: TokenScore | None, digest: str | None) -> Piece:
+    def _text(self, index: int, progress: Progress, text: str) -> Piece:
+        self._note_first()
+        progress.said = progress.said or []
+        progress.said.append(text)
+        certain = progress.stops.push(text)
+        if progress.stops.stopped:
+            progress.finish = "stop"
+            self._cancel(progress)
+            return self._piece(index, progress, certain, "stop")
+        return self._piece(index, progress, certain, None) if certain else Piece(index)
+
+    def _note_first(self) -> None:
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter() - self.began
             self._service.metrics.first_token.observe(self.first_token_s)
+
+    def _token(self, index: int, progress: Progress, token: int, score: TokenScore | None, digest: str | None) -> Piece:
+        self._note_first()
         if progress.stopped:
             return Piece(index)  # came while its cancellation was on the way
         progress.tokens.append(token)
@@ -288,6 +327,8 @@ class Run:
             "model": dict(self.model.identity()),
             **self._notes,
         }
+        if "replay" not in self.model.facts.can:
+            facts["not_replayable"] = "its engine tells neither ids nor logits of what it answered"
         if changes := self.progress[0].sequence.interventions:
             facts["interventions"] = self._service.records.changes(changes)
         sequences = [
@@ -299,6 +340,7 @@ class Run:
                 p.finish or "cancelled",
                 p.cached,
                 p.sequence.constraint,
+                None if p.said is None else ("".join(p.said), self._made(p)),
             )
             for p in self.progress
         ]

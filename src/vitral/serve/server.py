@@ -28,10 +28,11 @@ from vitral.serve.admission import Admission
 from vitral.serve.app import build_app
 from vitral.serve.canary import Canary
 from vitral.serve.metrics import Metrics
-from vitral.serve.models import Models
+from vitral.serve.models import Model, Models
 from vitral.serve.native_worker import WorkerOptions
 from vitral.serve.open_native import check_budget, open_native
 from vitral.serve.records import Content, Records
+from vitral.serve.remote import RemoteOptions, open_remote
 from vitral.serve.residency import Residency
 from vitral.serve.service import Limits, Service
 from vitral.serve.store import Store
@@ -51,7 +52,7 @@ class ServerOptions:
     """What `vitral serve` was asked for. queue_tokens, queue_requests: the work taken on at once, None for our choice.
 
     memory_budget: bytes that all engines together may take, None for no limit. pinned: models, named as in `models`,
-    that stay in memory. traces: where spans go, None for nowhere.
+    that stay in memory. engines: models that other servers compute. traces: where spans go, None for nowhere.
     """
 
     models: Sequence[WorkerOptions]
@@ -67,6 +68,7 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     memory_budget: int | None = None
     pinned: frozenset[str] = frozenset()
+    engines: Sequence[RemoteOptions] = ()
     traces: Traces | None = None
 
 
@@ -90,9 +92,11 @@ async def _serve(options: ServerOptions, on_listening: Callable[[str], None]) ->
             check_budget(options.memory_budget)
         residency = Residency(options.memory_budget)
         models = [open_native(each, residency, pinned=each.model in options.pinned) for each in options.models]
+        models += [open_remote(each, residency) for each in options.engines]
+        _check_names(models)
         try:
             await residency.start()
-            room = sum(model.facts.cache_tokens for model in models)
+            room = sum(model.facts.cache_tokens or 4 * model.facts.context_length for model in models)
             service = Service(
                 models=Models(models, residency),
                 keys=keys,
@@ -111,6 +115,13 @@ async def _serve(options: ServerOptions, on_listening: Callable[[str], None]) ->
         store.close()
         if options.traces is not None:
             await asyncio.to_thread(options.traces.close)
+
+
+def _check_names(models: Sequence[Model]) -> None:
+    names = [model.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SettingsError(f"{', '.join(twice)} would be served twice; give each model a name of its own")
 
 
 class Listener(uvicorn.Server):

@@ -22,7 +22,7 @@ from vitral.engine.interventions import from_document, to_document
 from vitral.engine.observe import Watch
 from vitral.engine.request import SamplingParams, TokenScore
 from vitral.errors import EngineLost, VitralError
-from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Scored, Seen, Token
+from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Said, Scored, Seen, Token
 
 __all__ = [
     "ask_from",
@@ -136,14 +136,16 @@ def event_to(event: EngineEvent) -> list[Any]:
     match event:
         case Token(token, score, digest):
             return ["t", token, None if score is None else _score_to(score), digest]
+        case Said(text):
+            return ["w", text]
         case Scored(scores):
             return ["p", [_score_to(score) for score in scores]]
         case Hidden(vector):
             return ["h", base64.b64encode(array("f", vector).tobytes()).decode()]
         case Seen(name, axis, positions, values):
             return ["s", name, axis, _array_to(positions), _array_to(values)]
-        case Ended(reason, cached, error):
-            return ["e", reason, cached, None if error is None else error_to(error)]
+        case Ended(reason, cached, error, made):
+            return ["e", reason, cached, None if error is None else error_to(error), made]
 
 
 def event_from(data: list[Any]) -> EngineEvent:
@@ -151,14 +153,16 @@ def event_from(data: list[Any]) -> EngineEvent:
     match data:
         case ["t", token, score, digest]:
             return Token(token, None if score is None else _score_from(score), digest)
+        case ["w", text]:
+            return Said(text)
         case ["p", scores]:
             return Scored(tuple(_score_from(score) for score in scores))
         case ["h", vector]:
             return Hidden(tuple(array("f", base64.b64decode(vector))))
         case ["s", name, axis, positions, values]:
             return Seen(name, axis, _array_from(positions), _array_from(values))
-        case ["e", reason, cached, error]:
-            return Ended(reason, cached, None if error is None else error_from(error))
+        case ["e", reason, cached, error, made]:
+            return Ended(reason, cached, None if error is None else error_from(error), made)
     raise EngineLost(f"a worker's event is of unknown form: {str(data)[:80]}")
 
 
