@@ -62,8 +62,10 @@ class Model:
         }
 
     @property
-    def fingerprint(self) -> str:
-        """Short for `identity`: equal ones give equal bits."""
+    def fingerprint(self) -> str | None:
+        """Short for `identity`: equal ones give equal bits. None for an engine of which that cannot be said."""
+        if "replay" not in self.facts.can:
+            return None
         return "fp_" + hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
 
