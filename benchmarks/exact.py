@@ -223,7 +223,7 @@ def _said(wholes: list[dict[str, Any]]) -> str:
 class Load:
     """One run: the requests, what they were alone, and what came of them under load."""
 
-    def __init__(self, server: Server, model: str, folder: Path, longest: int = 400, turns: int = 3) -> None:
+    def __init__(self, server: Server, model: str, folder: Path, longest: int = 240, turns: int = 3) -> None:
         spec = open_checkpoint(admitted(model)).spec
         self.server = server
         self.paths = {
