@@ -281,8 +281,8 @@ class Load:
             if reply.status == 404:
                 continue  # it left before its work began
             recorded = reply.json()
-            pairs = zip(_steps(recorded), _steps(want[i, recorded["model"]["adapter"]]), strict=True)
-            if any(some != whole[: len(some)] for some, whole in pairs):
+            some, whole = _steps(recorded), _steps(want[i, recorded["model"]["adapter"]])
+            if len(some) != len(whole) or any(s != w[: len(s)] for s, w in zip(some, whole, strict=True)):
                 found.append(f"{self.cases[i].kind} {i}: cut short, and not as it begins alone, record {answer.record}")
         return found
 

@@ -13,7 +13,7 @@ from tests.serve.live import live, metric, wait_until
 
 
 def test_every_answer_under_load_is_the_one_it_is_alone(tmp_path: Path, smollm2: Path) -> None:
-    with live(tmp_path, CHAT, "--context", "512") as server:
+    with live(tmp_path, CHAT, "--context", "1024") as server:
         load = Load(Server.at(server.url, server.process.pid), CHAT, tmp_path, longest=150, turns=1)
 
         async def run() -> list[list[str]]:
