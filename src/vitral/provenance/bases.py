@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vitral.errors import TensorMismatch
-from vitral.formats.adapters import Adapter
-from vitral.formats.canonical import Checkpoint
+
+if TYPE_CHECKING:  # a model is loaded without either
+    from vitral.formats.adapters import Adapter
+    from vitral.formats.canonical import Checkpoint
 
 __all__ = ["Base", "BaseEvidence"]
 
