@@ -100,3 +100,31 @@ def test_json_holds_every_finding_with_its_place() -> None:
     assert found["outcome"] == "needs a person" and found["passed"] is None
     assert all(each["text"] and ("licence" in each or each["clause"] == "evidence") for each in found["findings"])
     assert found["unmet"][0]["prefix"] == "Llama"
+
+
+def test_facts_that_only_duties_wait_for_are_no_doubt_about_the_permission() -> None:
+    mild = judge(of(part("model", "m", "apache-2.0")), replace(QUIET, modify=True, share_weights=None))
+    found = report(mild, "en", DAY)
+    assert found.answer.startswith("Nothing that was read forbids it.")
+    assert any("apache-2.0 §4(a), §4(b), §4(c), §4(d)" in fact.more for fact in found.facts)
+    strict = judge(of(part("model", "m", "mrl")), replace(QUIET, commercial=None, purpose=None))
+    assert report(strict, "en", DAY).answer.startswith("Not yet.")
+
+
+def test_duties_stand_in_the_order_of_the_licence() -> None:
+    shared = judge(of(part("model", "m", "apache-2.0")), replace(QUIET, modify=True, share_weights=True))
+    [(_, duties)] = report(shared, "en", DAY).duties
+    assert [duty.ref for duty in duties] == [f"apache-2.0 §4({letter})" for letter in "abcd"]
+
+
+def test_a_field_that_nothing_limits_says_so_and_one_that_is_limited_does_not() -> None:
+    use = replace(QUIET, fields=("medical",), share_weights=False)
+    said = [" ".join(report(judge(of(part("model", "m", id)), use), "en", DAY).stated) for id in ("mit", "llama3.1")]
+    assert "medical (no clause that applies here limits them)" in said[0]
+    assert "medical" in said[1] and "no clause" not in said[1]
+
+
+def test_a_threshold_in_the_past_says_how_much_and_when() -> None:
+    use = replace(QUIET, users={"never_above": 40_000})
+    records = report(judge(of(part("model", "m", "llama3.1")), use), "pt", DAY).records
+    assert any("700.000.000 usuários por mês conta só para 2024-06" in record.text for record in records)

@@ -30,8 +30,8 @@ def about_evidence(part: Component, dossier: Dossier) -> Iterator[Finding]:
             doubt(
                 f"This data stands under a model's licence ({names}), so it is read as what that model wrote. Its weights are "
                 "not in your model: only clauses on outputs reach you, not those on copies of the weights.",
-                f"Estes dados estão sob a licença de um modelo ({names}), logo são lidos como escritos por ele. Os pesos dele "
-                "não estão no seu modelo: só o alcançam as cláusulas sobre saídas, não as sobre cópias dos pesos.",
+                f"Estes dados estão sob a licença de um modelo ({names}), por isso são tratados como texto que esse modelo escreveu. "
+                "Os pesos dele não estão no seu modelo: só se aplicam a você as cláusulas sobre saídas, não as sobre cópias dos pesos.",
             ),
             what="note",
         )

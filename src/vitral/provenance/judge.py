@@ -14,7 +14,7 @@ from vitral.provenance.component import INSIDE, Component, Dossier
 from vitral.provenance.conditions import Answer, evaluate
 from vitral.provenance.doubts import about_evidence, conflicts
 from vitral.provenance.judgement import Finding, Judgement, Outcome
-from vitral.provenance.terms import Act, Clause, Licence, Right, catalogue
+from vitral.provenance.terms import Act, Clause, Licence, Right, Threshold, catalogue
 from vitral.provenance.use import Use, passes
 
 __all__ = ["judge"]
@@ -157,21 +157,24 @@ def _with_thresholds(applies: Answer, clause: Clause, use: Use) -> tuple[Answer,
     """Whether any threshold is passed, and what to keep where one frozen in the past is not."""
     found = [(threshold, *passes(threshold, use)) for threshold in clause.thresholds]
     if all(passed is False for _, passed, _ in found):
-        frozen = [(threshold.at, figure) for threshold, _, figure in found if threshold.at != "now"]
+        frozen = [(threshold, figure) for threshold, _, figure in found if threshold.at != "now"]
         return Answer(False), _to_keep(*frozen[0]) if frozen else None
     if any(passed for _, passed, _ in found):
         return applies, None
     return Answer(None, applies.missing + tuple(figure for _, passed, figure in found if passed is None)), None
 
 
-def _to_keep(month: str, figure: str) -> tuple[str, str]:
-    exact = figure.endswith(month)
+def _to_keep(threshold: Threshold, figure: str) -> tuple[str, str]:
+    month, exact = threshold.at, figure.endswith(threshold.at)
+    counted, counted_pt = {"users": ("users a month", "usuários por mês"), "revenue": ("US$", "US$")}[threshold.metric]
     figure_en, figure_pt = (
         (f"your figure for {month}", f"o seu número de {month}") if exact else ("your figures", "os seus números")
     )
     return (
-        f"The count is frozen at {month}: keep evidence of {figure_en}; today's numbers do not matter.",
-        f"A contagem é fixada em {month}: guarde prova que sustente {figure_pt}; os números de hoje não importam.",
+        f"The threshold of {threshold.above:,} {counted} counts for {month} alone: keep evidence of {figure_en}; "
+        "today's numbers do not matter.",
+        f"O limite de {threshold.above:,} ".replace(",", ".") + f"{counted_pt} conta só para {month}: guarde prova que "
+        f"sustente {figure_pt}; os números de hoje não importam.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,9 +13,9 @@ from typing import Any
 import jinja2
 
 from vitral.provenance.component import INSIDE, Component, Evidence
+from vitral.provenance.conditions import facts_of
 from vitral.provenance.judgement import Finding, Judgement, Outcome
-from vitral.provenance.terms import catalogue
-from vitral.provenance.use import Use
+from vitral.provenance.terms import Clause, catalogue
 from vitral.provenance.wording import (
     DUTY_GROUPS,
     OUTCOMES,
@@ -73,7 +74,7 @@ def report(judgement: Judgement, language: Language = "en", day: datetime.date |
     (name, answer) = (pair[language == "pt"] for pair in OUTCOMES[judgement.outcome])
     questions = judgement.of("question")
     if judgement.outcome is Outcome.PERSON and all(judgement.facts_for(found) for found in questions):
-        answer = words["state"]
+        answer = words["state_duties" if all(map(_of_duty, questions)) else "state"]
     answer = " ".join([answer, *_counts(judgement, language)])
     return Report(
         language,
@@ -81,7 +82,7 @@ def report(judgement: Judgement, language: Language = "en", day: datetime.date |
         name,
         judgement.outcome.name.lower(),
         answer,
-        tuple(_stated(judgement.use, language)),
+        tuple(_stated(judgement, language)),
         _points(judgement.of("denied"), judgement, language),
         _points(tuple(found for found in questions if not judgement.facts_for(found)), judgement, language),
         tuple(_facts(judgement, language)),
@@ -155,21 +156,50 @@ def _facts(judgement: Judgement, language: Language) -> Iterator[Point]:
     words = {key: pair[language == "pt"] for key, pair in WORDS.items()}
     for fact in judgement.missing:
         waiting = [found for found in judgement.of("question") if fact in judgement.facts_for(found)]
-        refs = list(dict.fromkeys(_ref(found, language) for found in waiting))
-        shown = "; ".join(refs[:4]) + (" …" if len(refs) > 4 else "")
+        refs = sorted({(found.licence, place(found.ref, language)) for found in waiting}, key=_in_order)
+        by_licence: dict[str, list[str]] = {}
+        for licence, ref in refs[:4]:
+            by_licence.setdefault(licence, []).append(ref)
+        shown = "; ".join(f"{licence} {', '.join(places)}".strip() for licence, places in by_licence.items())
+        shown += " …" if len(refs) > 4 else ""
         turns = words["turns_one" if len(refs) == 1 else "turns"].format(n=len(refs), refs=shown)
         yield Point(question(fact, language), "", _parts_of(waiting, judgement), more=turns)
+
+
+def _in_order(place: tuple[str, str]) -> tuple[str, list[tuple[bool, int | str]]]:
+    """Clauses as a licence counts them: §2 before §10."""
+    licence, ref = place
+    return licence, [
+        (not part.isdigit(), int(part) if part.isdigit() else part) for part in re.findall(r"\d+|\D+", ref)
+    ]
 
 
 def _duties(judgement: Judgement, language: Language) -> Iterator[tuple[str, tuple[Point, ...]]]:
     for names, kinds in DUTY_GROUPS:
         found = tuple(duty for duty in judgement.of("duty") if duty.duty in kinds)
+        found = tuple(sorted(found, key=lambda duty: _in_order((duty.licence, duty.ref))))
         if found:
             yield names[language == "pt"], _points(found, judgement, language)
 
 
-def _stated(use: Use, language: Language) -> Iterator[str]:
-    pt = language == "pt"
+def _clause(found: Finding) -> Clause | None:
+    """The clause that a finding is about; None where it is about a right or the evidence."""
+    clauses = catalogue()[found.licence].clauses if found.licence else ()
+    return next((clause for clause in clauses if clause.id == found.clause), None)
+
+
+def _of_duty(found: Finding) -> bool:
+    clause = _clause(found)
+    return clause is not None and clause.does == "duty"
+
+
+def _limits_fields(found: Finding) -> bool:
+    clause = _clause(found)
+    return clause is not None and "fields" in facts_of(clause.when)
+
+
+def _stated(judgement: Judgement, language: Language) -> Iterator[str]:
+    use, pt = judgement.use, language == "pt"
     who = ", ".join(filter(None, (use.who, use.actor and value(use.actor, language), use.domicile)))
     if who:
         yield f"{'quem' if pt else 'who'}: {who}"
@@ -182,7 +212,7 @@ def _stated(use: Use, language: Language) -> Iterator[str]:
             use.share_product,
             "entrega um produto com os pesos" if pt else "gives others a product with the weights",
         ),
-        "serve": (use.serve, "serve pela rede" if pt else "serves over a network"),
+        "serve": (use.serve, "oferece pela rede" if pt else "serves over a network"),
         "outputs": (
             use.train_on_outputs,
             "treina outros modelos com as saídas" if pt else "trains other models on outputs",
@@ -197,7 +227,10 @@ def _stated(use: Use, language: Language) -> Iterator[str]:
     if not_said:
         yield f"{'não' if pt else 'no'}: {', '.join(not_said)}"
     if use.fields is not None:
-        yield f"{'campos de uso sensíveis' if pt else 'sensitive fields of use'}: {', '.join(value(each, language) for each in use.fields) or WORDS['nothing'][pt]}"
+        fields = ", ".join(value(each, language) for each in use.fields) or WORDS["nothing"][pt]
+        idle = use.fields and not any(map(_limits_fields, judgement.findings))
+        fields += f" ({WORDS['untouched'][pt]})" if idle else ""
+        yield f"{'campos de uso sensíveis' if pt else 'sensitive fields of use'}: {fields}"
     for name, numbers in (
         ("usuários por mês" if pt else "users a month", use.users),
         ("receita em US$" if pt else "revenue in US$", use.revenue),
