@@ -13,6 +13,7 @@ from tests.formats.test_adapters import random_parts, write_peft
 from tests.parity.families import FAMILIES, random_weights
 from vitral.engine.adapters import Adapters
 from vitral.engine.engine import Engine
+from vitral.engine.interventions import Intervention
 from vitral.engine.native import NativeForward, native_model
 from vitral.engine.request import Finished, NewToken, SamplingParams
 from vitral.errors import RequestError, VitralError
@@ -110,6 +111,18 @@ def test_the_prefix_cache_never_gives_pages_of_another_adapter() -> None:
     with engine.answer(ids, SamplingParams(max_tokens=1), adapter=a) as answer:
         list(answer)
         assert answer.cached == 32
+
+
+def test_results_of_heads_are_not_replaced_under_an_adapter() -> None:
+    engine, adapters = engine_of(CASES[0])
+    change = (Intervention("zero", tap="blocks.0.attn.hook_result", heads=(1,)),)
+    with pytest.raises(RequestError, match="an adapter adds to it; replace hook_z"):
+        engine.answer(
+            [1, 2], SamplingParams(max_tokens=1), adapter=adapters.load("a", adapter(CASES[0], 0)), interventions=change
+        )
+    with engine.answer([1, 2], SamplingParams(max_tokens=1), interventions=change) as answer:  # made without weights
+        error = next(event.error for event in answer if isinstance(event, Finished))
+    assert isinstance(error, RequestError) and "without its weights at hand" in str(error)
 
 
 def test_adapters_come_and_go_while_requests_run() -> None:

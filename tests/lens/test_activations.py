@@ -167,3 +167,14 @@ def test_a_cache_is_saved_with_positions_and_tokens(model: LanguageModel, tmp_pa
         assert (found[name] == cache[name]).all() and found[name + ".positions"].tolist() == [1, 3]
     with pytest.raises(RequestError, match=r"allowed: .safetensors, .arrow"):
         cache.save(tmp_path / "cache.npz")
+
+
+def test_a_replaced_result_is_seen_as_it_was_replaced(model: LanguageModel) -> None:
+    names = ["blocks.3.attn.hook_result", "blocks.3.hook_attn_out"]
+    change = Intervention("zero", tap="blocks.3.attn.hook_result", heads=(4,), since=2)
+    before, after = record(model, TEXT, names), record(model, TEXT, names, interventions=[change])
+    plain, silent = before[names[0]], after[names[0]]
+    assert (silent[2:, 4] == 0).all() and (silent[:2] == plain[:2]).all()
+    others = [head for head in range(9) if head != 4]
+    assert (silent[:, others] == plain[:, others]).all()
+    assert error(before[names[1]] - plain[:, 4] * (np.arange(len(plain)) >= 2)[:, None], after[names[1]]) < 1e-5

@@ -39,7 +39,7 @@ def record(
     ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
     some = None if positions is None else tuple(sorted({int(position) for position in positions}))
     watch = Watch(("*",) if names is None else tuple(names), positions=some)
-    seen = Looking(model.spec, model.weights, [watch])
+    seen = Looking(model.spec, model.weights, [watch], interventions)
     params = SamplingParams(max_tokens=n_new)
     with model.engine.answer(
         ids, params, watch=seen.watches, on_value=seen.on_value, interventions=interventions

@@ -1,8 +1,7 @@
 """`attn.hook_result`, what each head adds to the residual stream: made of `hook_z` and W_O for who asks for it.
 
 It is H times as large as the residual stream and no pass needs it, so the model has no such tap. Only a name that ends
-in `hook_result` asks for it, `*` does not. What is read is made of z: a result that an intervention replaced is seen in
-`hook_attn_out`, not here.
+in `hook_result` asks for it, `*` does not. Like every value it is seen after the interventions that change it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from vitral.engine.interventions import Intervention
 from vitral.engine.observe import Watch
 from vitral.errors import RequestError
 from vitral.formats.weights import Weights
@@ -43,8 +43,15 @@ class Looking:
     RequestError for a result that the model has not. `weights` are needed for results alone.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Weights | None, watches: Sequence[Watch]) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights | None,
+        watches: Sequence[Watch],
+        interventions: Sequence[Intervention] = (),
+    ) -> None:
         self._spec = spec
+        self._changes = [change for change in interventions if change.target.endswith(RESULT)]
         self._view = None if weights is None else WeightView(spec, weights)
         self._readings = Readings()
         self._results: dict[str, Watch] = {}  # by the label that the values of z come with
@@ -84,6 +91,9 @@ class Looking:
             tap = name.removeprefix(label)
             assert self._view is not None, "it was looked for when the result was asked for"
             every = self._view.head_results(int(tap.split(".")[1]), reading.values)  # (n, H, C)
+            for change in self._changes:
+                if change.target == tap.replace(_Z, RESULT):
+                    change.apply(reading.positions, every)
             for result, rows in self._results[label].reduce(tap.replace(_Z, RESULT), every):
                 yield result, Reading(reading.positions, rows)
 

@@ -36,7 +36,7 @@ class Observed:
         spec, prompt = model.spec, len(ask.prompt)
         left = model.context_length - prompt
         n = prompt + (left if ask.params.max_tokens is None else min(left, ask.params.max_tokens))
-        self._looking = Looking(spec, model.weights, ask.watch)
+        self._looking = Looking(spec, model.weights, ask.watch, ask.interventions)
         self.n_bytes = self._looking.most_bytes(n)
         if ask.light is not None:
             self.n_bytes += max(0, n - ask.light) * _light_bytes(spec)
