@@ -6,13 +6,16 @@ The whole run, 100,000 for each layout: `python -m tests.formats.fuzz`.
 from __future__ import annotations
 
 import sys
+import time
 import zlib
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.formats import tiny
 from tests.formats.fuzz import FORMATS, Job, Report, Worker, fuzz, job, open_and_touch, samples_of
+from tests.formats.mutate_checkpoints import zip_file
 from vitral.errors import FormatError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures memory through /proc")
@@ -51,6 +54,14 @@ def test_a_mutation_depends_on_its_number_alone(tmp_path: Path) -> None:
     same = Job("gguf", seed=3, count=50, samples=samples("gguf"))
     first, second = Worker(same, tmp_path / "a"), Worker(same, tmp_path / "b")
     assert [first.damaged(i) for i in range(50)] == [second.damaged(i) for i in reversed(range(50))][::-1]
+
+
+def test_damage_to_an_archive_is_the_same_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    [(sample, _), *_] = samples("meta")
+    data = next(data for name, data in sample.files.items() if name.endswith(".pth"))
+    now = [zip_file(data, Random(i)) for i in range(40)]
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    assert [zip_file(data, Random(i)) for i in range(40)] == now
 
 
 def misbehave(path: Path) -> None:
