@@ -1,6 +1,6 @@
 """Evidence of many mixed records of a loaded server: all exact; tampered ones: all found, the place named.
 
-    python -m benchmarks.evidence MODEL --records 1000 --tampered 100 --out benchmarks/results/evidence.json
+    python -m benchmarks.evidence MODEL --records 105 --tampered 100 --out benchmarks/results/evidence_mixed.json
 
 Chats and completions, eight at a time, streamed or not; greedy or sampled, with penalties, bias, stops,
 several answers, a random LoRA adapter of rank 4, and interventions of seven kinds. A model without a chat template gets one. Each
