@@ -101,19 +101,19 @@ class _Squares:
             block = f"blocks.{i}."
             self._reads(f"{block}attn.hook_in", spec.dim, [f"{block}attn.{x}.weight" for x in "qkv"])
             self._reads(f"{block}attn.hook_z", spec.n_heads * spec.head_dim, [f"{block}attn.o.weight"])
-            if spec.moe is None:
+            moe = spec.moe_of(i)
+            if moe is None:
                 self._reads(f"{block}mlp.hook_in", spec.dim, [f"{block}mlp.{x}.weight" for x in ("gate", "up")])
                 self._reads(f"{block}mlp.hook_post", spec.hidden_dim, [f"{block}mlp.down.weight"])
                 continue
-            for e in range(spec.moe.n_experts):
+            for e in range(moe.n_experts):
                 expert = f"{block}mlp.experts.{e}."
                 for x in ("gate", "up"):  # they read the rows of hook_in that the router sends them
                     self.sums[f"{expert}{x}.weight"] = Sums(np.zeros(spec.dim), 0)
                 self._reads(f"{expert}hook_post", spec.hidden_dim, [f"{expert}down.weight"])
         self.taps = list(self.readers)
-        if spec.moe is not None:
-            for i in range(spec.n_layers):
-                self.taps += [f"blocks.{i}.mlp.hook_in", f"blocks.{i}.mlp.hook_expert_indices"]
+        for i in spec.mixture_layers:
+            self.taps += [f"blocks.{i}.mlp.hook_in", f"blocks.{i}.mlp.hook_expert_indices"]
         self.waiting: Values = np.zeros((0, 0))
 
     def _reads(self, tap: str, columns: int, matrices: list[str]) -> None:

@@ -155,6 +155,7 @@ def write_gguf(path: Path, spec: ModelSpec, weights: dict[str, F32], stacked: bo
     if spec.moe:
         writer.add_expert_count(spec.moe.n_experts)
         writer.add_expert_used_count(spec.moe.n_experts_per_token)
+        writer.add_leading_dense_block_count(spec.moe.n_leading_dense)
     for name, value in gguf_tensors(spec, turned(spec, weights), stacked).items():
         writer.add_tensor(name, np.ascontiguousarray(value))
     writer.write_header_to_file()
@@ -174,8 +175,9 @@ def gguf_tensors(spec: ModelSpec, weights: dict[str, F32], stacked: bool) -> dic
         for ours, theirs in words.items():
             if f"blocks.{i}.{ours}.weight" in weights:
                 found[f"blk.{i}.{theirs}.weight"] = weights[f"blocks.{i}.{ours}.weight"]
-        for x in ("gate", "up", "down") if spec.moe else ():
-            each = [weights[f"blocks.{i}.mlp.experts.{e}.{x}.weight"] for e in range(spec.moe.n_experts)]
+        moe = spec.moe_of(i)
+        for x in ("gate", "up", "down") if moe else ():
+            each = [weights[f"blocks.{i}.mlp.experts.{e}.{x}.weight"] for e in range(moe.n_experts)]
             if stacked:
                 found[f"blk.{i}.ffn_{x}_exps.weight"] = np.stack(each)
             else:

@@ -98,7 +98,7 @@ def _with_experts_left(
         pages = max(min(spec.max_context, USUAL_CONTEXT, (available - needed) // 10 // per_token) // PAGE_SIZE, 1)
         context_length = pages * PAGE_SIZE
     pages = -(-context_length // PAGE_SIZE)
-    per_expert = expert_bytes * _PACKED / spec.moe.n_experts / (spec.n_layers - spec.moe.n_leading_dense)
+    per_expert = expert_bytes * _PACKED / spec.moe.n_experts / len(spec.mixture_layers)
     least, left = int(per_expert * spec.moe.n_experts_per_token), available - needed - pages * page
     if left < least:
         raise HardwareError(

@@ -113,7 +113,7 @@ def drift(a: Glass, b: Glass, ids: Sequence[int], *, worst: int = 10) -> Drift:
         bootstrap(kl),
         float(moved.max()),
         int((best_a != best_b).sum()),
-        k * len(ids) * a.spec.n_mixture_layers,
+        k * len(ids) * len(a.spec.mixture_layers),
         int(flips.sum()),
         flips.sum(axis=1),
         _residual(va, vb, a.spec.n_layers),

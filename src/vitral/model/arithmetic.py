@@ -53,7 +53,8 @@ def parameters(spec: ModelSpec) -> Parameters:
     queries, keys = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     swiglu = 3 * spec.dim * spec.hidden_dim
     stored, used = (spec.moe.n_experts, spec.moe.n_experts_per_token) if spec.moe else (1, 1)
-    mixed, dense = spec.n_mixture_layers, spec.n_layers - spec.n_mixture_layers
+    mixed = len(spec.mixture_layers)
+    dense = spec.n_layers - mixed
     return Parameters(
         embedding=spec.vocab_size * spec.dim,
         attention=spec.n_layers * spec.dim * (2 * queries + 2 * keys),

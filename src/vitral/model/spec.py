@@ -176,9 +176,9 @@ class ModelSpec:
         return self.moe if self.moe is not None and layer >= self.moe.n_leading_dense else None
 
     @property
-    def n_mixture_layers(self) -> int:
-        """How many layers have experts."""
-        return self.n_layers - self.moe.n_leading_dense if self.moe is not None else 0
+    def mixture_layers(self) -> range:
+        """The layers that have experts."""
+        return range(self.moe.n_leading_dense if self.moe is not None else self.n_layers, self.n_layers)
 
 
 _MOST_EXPERTS = 1 << 14  # in all layers: each has tensors with names; Mixtral 8x22B has 448
