@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from tests.tune.conftest import write_tiny
 from vitral.errors import ContextOverflow, DataError, RecipeError, TuneError
 from vitral.formats.checkpoint import open_checkpoint
+from vitral.model.reference import Reference
+from vitral.model.spec import MoeSpec
 from vitral.tokenizer.tokenizer import Tokenizer
 from vitral.tune.adapters import attach, frozen_copy
 from vitral.tune.after import export_run
@@ -59,19 +64,71 @@ def test_the_engines_logprobs_are_the_trainers(
 ) -> None:
     """Both in float32, keys and values too: only the order of sums differs.
 
-    Where two experts are all but equally likely, that much may choose the other one: such tokens are rare.
+    Where two experts are all but equally likely, that much would choose the other one, did routes not say which.
     """
     apart: list[float] = []
     source = rollouts(request.getfixturevalue(base), tasks(tmp_path / "t.jsonl"), byte_tokenizer, letters)
+    source.routes = True
     batches = source.batches(0)
     assert len(batches) > 1
     for batch in batches:
         assert batch.total == 12
         with torch.no_grad():
-            ours = Policy(source.model).logprobs(batch)
+            ours = Policy(source.model, follow_routes=True).logprobs(batch)
         apart += (ours - batch.columns["logprob"]).abs().tolist()
         assert batch.columns["advantage"].shape == (batch.n_sequences,)
-    assert sum(gap >= 1e-4 for gap in apart) <= (0.03 * len(apart) if base == "tiny_mixture" else 0)
+    assert max(apart) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def dense_first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "m.gguf", MoeSpec(4, 2, n_leading_dense=1))
+
+
+def test_answers_bring_the_engines_expert_choices_and_a_policy_follows_them(
+    dense_first: Path, tmp_path: Path, byte_tokenizer: Tokenizer
+) -> None:
+    """The engine's choices are the reference's. A trainer whose router prefers others still goes where they went."""
+    source = rollouts(dense_first, tasks(tmp_path / "t.jsonl"), byte_tokenizer, letters)
+    source.routes = True
+    batch = source.batches(0)[0]
+    routes, ends = batch.routes, torch.tensor(batch.packed.lengths).cumsum(0) - 1
+    assert routes is not None and routes.shape == (len(batch.packed.ids), 1, 2)
+    assert (routes[ends] == -1).all(), "the last token of an answer is not read"
+    checkpoint, chosen = open_checkpoint(dense_first), list[torch.Tensor]()
+
+    def see(name: str, value: np.ndarray[Any, Any]) -> None:
+        if name == "blocks.1.mlp.hook_expert_indices":
+            chosen.append(torch.from_numpy(value.copy()))
+
+    reference = Reference(checkpoint.spec, checkpoint.weights.law())
+    for ids in batch.packed.ids.split(batch.packed.lengths):
+        reference.forward(ids.tolist(), on_tap=see)
+    read = routes[:, 0, 0] >= 0
+    assert torch.equal(routes[read][:, 0], torch.cat(chosen)[read].long())
+
+    router = source.model.get_parameter("blocks.1.mlp.router.weight").requires_grad_()
+    with torch.no_grad():
+        router.copy_(router.flip(0))
+    policy = Policy(source.model, follow_routes=True)
+    logprobs = policy.logprobs(batch)
+    assert 0.2 < policy.rerouted["blocks.1.mlp.hook_expert_indices"] <= 1
+    logprobs.sum().backward()  # type: ignore[no-untyped-call]
+    assert router.grad is not None and float(router.grad.abs().max()) > 0
+    with torch.no_grad():
+        alone = Policy(source.model).logprobs(batch)
+    assert float((alone - logprobs.detach()).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_a_recipe_says_whether_routes_are_followed(method: str, dense_first: Path, tmp_path: Path) -> None:
+    for follow in (True, False):
+        recipe = parse_recipe({"model": {"base": str(dense_first)}, "data": {"train": [str(tasks(tmp_path / "t.jsonl"))], "context": 128},
+                               "method": {"loss": method, "reward": "contains", "group": 2, "answer_tokens": 4, "replay_routing": follow},
+                               "run": {"steps": 1, "batch": 2, "measure_forgetting": False, "precision": "float32"}})  # fmt: skip
+        run_recipe(recipe, tmp_path / str(follow))
+        [step] = [line for line in read_log(tmp_path / str(follow)) if line["event"] == "StepReport"]
+        assert step["metrics"]["rerouted"] < 0.05 if follow else "rerouted" not in step["metrics"]
 
 
 def test_a_step_samples_the_same_answers_again_and_another_step_others(

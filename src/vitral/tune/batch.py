@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -42,6 +42,7 @@ class Batch:
     places (N,): tokens whose *next* token is supervised. labels (N,): that next token.
     columns: facts of each sequence (B,) or each supervised token (N,) that a loss asks for.
     total: what the loss of the whole step is divided by; a step may be cut into several batches.
+    routes (T, M, k): the experts to follow in each of the M layers that have some, -1 where a token has none to follow.
     """
 
     packed: Packed
@@ -49,9 +50,16 @@ class Batch:
     labels: Tensor
     total: float
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    routes: Tensor | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[Row], total: float | None = None, columns: Mapping[str, Tensor] | None = None) -> Batch:
+    def of(
+        cls,
+        rows: Sequence[Row],
+        total: float | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+        routes: Tensor | None = None,
+    ) -> Batch:
         """A batch of rows; `total` is its number of supervised tokens unless given.
 
         >>> batch = Batch.of([Row((5, 6, 7), (False, False, True)), Row((8, 9), (False, True))])
@@ -60,7 +68,8 @@ class Batch:
         """
         packed = Packed.of([row.ids for row in rows])
         carried = torch.tensor([mark for row in rows for mark in row.supervised]).nonzero()[:, 0]
-        return cls(packed, carried - 1, packed.ids[carried], len(carried) if total is None else total, columns or {})
+        total = len(carried) if total is None else total
+        return cls(packed, carried - 1, packed.ids[carried], total, columns or {}, routes)
 
     @property
     def n_sequences(self) -> int:
@@ -84,4 +93,4 @@ class Batch:
     def everywhere(self) -> Batch:
         """The same sequences with loss on every token but the first of each."""
         places = (self.packed.owners[1:] == self.packed.owners[:-1]).nonzero()[:, 0]
-        return Batch(self.packed, places, self.packed.ids[places + 1], self.total, self.columns)
+        return replace(self, places=places, labels=self.packed.ids[places + 1])

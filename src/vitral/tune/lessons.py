@@ -6,8 +6,8 @@ parts of a step; what is counted or averaged over the step is summed over all of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -39,7 +39,7 @@ class GroupLesson:
         [total] = distributed.summed_numbers(float(len(found)))
         advantage = group_advantages(rewards, self.group)
         return [
-            Batch.of([_row(found[i]) for i in piece], total, {"advantage": advantage[piece], "logprob": _then(found, piece)})
+            _batch(found, piece, total, {"advantage": advantage[piece], "logprob": _then(found, piece)})
             for piece in _pieces(found, piece_tokens)
         ]  # fmt: skip
 
@@ -57,7 +57,7 @@ class BestOfGroup:
         ]
         kept = [found[i] for i in best]
         [total] = distributed.summed_numbers(float(sum(len(s.answer) for s in kept)))
-        return [Batch.of([_row(kept[i]) for i in piece], total) for piece in _pieces(kept, piece_tokens)]
+        return [_batch(kept, piece, total) for piece in _pieces(kept, piece_tokens)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class ValueLesson:
         self.policy.model.eval()
         plain: list[tuple[Batch, dict[str, Tensor]]] = []
         for piece in _pieces(found, piece_tokens):
-            batch = Batch.of([_row(found[i]) for i in piece])
+            batch = _batch(found, piece)
             then = _then(found, piece)
             with torch.no_grad():
                 value, before = self.policy.scores(batch), self.reference.logprobs(batch)
@@ -97,7 +97,7 @@ def _whitened(plain: Sequence[tuple[Batch, dict[str, Tensor]]]) -> list[Batch]:
     [second] = distributed.summed_numbers(float((each - mean).square().sum()))
     scale = (second / max(total - 1, 1.0)) ** 0.5 + 1e-8
     return [
-        Batch(b.packed, b.places, b.labels, total, columns | {"advantage": (columns["advantage"] - mean) / scale})
+        replace(b, total=total, columns=columns | {"advantage": (columns["advantage"] - mean) / scale})
         for b, columns in plain
     ]
 
@@ -116,8 +116,17 @@ def _pieces(found: Sequence[Sampled], piece_tokens: int) -> list[list[int]]:
     return pieces
 
 
-def _row(s: Sampled) -> Row:
-    return Row((*s.prompt, *s.answer), (False,) * len(s.prompt) + (True,) * len(s.answer))
+def _batch(
+    found: Sequence[Sampled],
+    piece: Sequence[int],
+    total: float | None = None,
+    columns: Mapping[str, Tensor] | None = None,
+) -> Batch:
+    """The answers of a piece side by side, with the routes that they were sampled along."""
+    some = [found[i] for i in piece]
+    rows = [Row((*s.prompt, *s.answer), (False,) * len(s.prompt) + (True,) * len(s.answer)) for s in some]
+    routes = [torch.from_numpy(s.routes).long() for s in some if s.routes is not None]
+    return Batch.of(rows, total, columns, torch.cat(routes) if routes else None)
 
 
 def _then(found: Sequence[Sampled], piece: Sequence[int]) -> Tensor:

@@ -23,7 +23,9 @@ class Policy:
     """A model as losses see it. `bfloat16` multiplies in that type; sums, norms, masters and losses stay float32.
 
     `head` scores tokens (a reward or a value); `routing` holds the router logits (T, E) of each layer of
-    the last pass, if `watch_routing`.
+    the last pass, if `watch_routing`. With `follow_routes` a batch's routes go before the router's own choice
+    (routing replay, arXiv 2510.11370): the chosen experts are weighed by the present router, and its gradient stays.
+    `rerouted` says for each layer of the last pass which share of the routes it would not have chosen.
     """
 
     def __init__(
@@ -32,11 +34,14 @@ class Policy:
         precision: Precision = "float32",
         head: nn.Module | None = None,
         watch_routing: bool = False,
+        follow_routes: bool = False,
         forward: Callable[..., Tensor] | None = None,
     ) -> None:
         self.model, self.precision, self.head = model, precision, head
         self.watch_routing = watch_routing and model.spec.moe is not None
+        self.follow_routes = follow_routes
         self.routing: dict[str, Tensor] = {}
+        self.rerouted: dict[str, float] = {}
         self._forward = forward or model  # a wrapper such as DistributedDataParallel runs in the model's stead
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -79,15 +84,27 @@ class Policy:
         return scored[:, 0]
 
     def _states(self, batch: Batch) -> Tensor:
-        self.routing = {}
-        tap = NO_TAPS
-        if self.watch_routing:
-            tap = Taps(self._keep, lambda name: name.endswith("hook_router_logits"))
-        with self._autocast():
-            return self._forward(batch.packed, tap)
+        self.routing, self.rerouted = {}, {}
+        routes = batch.routes if self.follow_routes else None
+        wanted = ("hook_router_logits",) if self.watch_routing else ()
+        wanted += ("hook_expert_indices",) if routes is not None else ()
 
-    def _keep(self, name: str, value: Tensor) -> None:
-        self.routing.setdefault(name, value)  # a recomputed pass shows it again
+        def see(name: str, value: Tensor) -> Tensor | None:
+            if routes is not None and name.endswith("hook_expert_indices"):
+                return self._rerouted(name, value, routes)
+            self.routing.setdefault(name, value)  # a recomputed pass shows it again
+            return None
+
+        with self._autocast():
+            return self._forward(batch.packed, Taps(see, lambda name: name.endswith(wanted)) if wanted else NO_TAPS)
+
+    def _rerouted(self, name: str, own: Tensor, routes: Tensor) -> Tensor:
+        """The routes (T, k) of this layer, and the router's own where there are none."""
+        given = routes[:, int(name.split(".")[1]) - self.model.spec.mixture_layers.start]
+        known = given[:, 0] >= 0
+        others = ~(given[:, :, None] == own[:, None, :]).any(-1)
+        self.rerouted[name] = float(others[known].float().mean())
+        return torch.where(known[:, None], given, own)
 
     def _pieces(self, batch: Batch, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """`make(logits, labels)` over pieces of the supervised places, so that no (N, V) is ever kept."""

@@ -61,6 +61,8 @@ class MethodPart:
     For grpo, ppo and rejection: each question is answered `group` times with at most `answer_tokens` tokens by
     the model itself, and learnt from `updates` times. `reward` says how an answer is judged: by its last number,
     by being exact, by what it contains, or by the `reward_model`, the folder of a run of the loss reward.
+    `replay_routing`, for grpo and ppo on a mixture, sends each token of an answer to the experts that the engine
+    sent it to (arXiv 2510.11370); the reference routes for itself. Without it the trainer's router chooses anew.
     """
 
     loss: Literal["sft", "dpo", "ipo", "orpo", "kto", "distil", "reward", "grpo", "ppo", "rejection"] = "sft"
@@ -76,6 +78,7 @@ class MethodPart:
     group: int = 8
     answer_tokens: int = 64
     updates: int = 1
+    replay_routing: bool = True
 
 
 @dataclass(frozen=True)

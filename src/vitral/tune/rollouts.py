@@ -33,7 +33,8 @@ __all__ = ["Rollouts"]
 class Rollouts:
     """A source of batches: `order.batch` questions, `group` times each, judged, and learnt from in `updates` steps.
 
-    `seen` holds mean reward and mean length of the last answers, for whoever shows them.
+    `seen` holds mean reward and mean length of the last answers, for whoever shows them. `routes` keeps the expert
+    choices of a mixture in the batches, for a policy that follows them.
     """
 
     model: Transformer
@@ -48,6 +49,7 @@ class Rollouts:
     piece_tokens: int
     context: int
     updates: int = 1
+    routes: bool = False
 
     def __post_init__(self) -> None:
         self.seen: dict[str, float] = {}
@@ -73,7 +75,8 @@ class Rollouts:
         asked = [task for task in tasks for _ in range(self.group)]
         prompts = {id(task): tuple(prompt_ids(task.prompt, self.tokenizer)) for task in tasks}
         first_seed = (self.order.seed << 32) + number * (1 << 16) + distributed.rank() * (1 << 12)
-        found = sample(engine, [prompts[id(task)] for task in asked], self.tokenizer, self.answer_tokens, first_seed)
+        found = sample(engine, [prompts[id(task)] for task in asked], self.tokenizer, self.answer_tokens, first_seed,
+                       self.routes)  # fmt: skip
         rewards = self.judge(found, asked)
         count, reward, length = distributed.summed_numbers(
             float(len(found)), float(rewards.sum()), float(sum(len(s.answer) for s in found))

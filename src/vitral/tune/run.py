@@ -141,7 +141,8 @@ class _Run:
             if self.reference is not None:
                 shard(self.reference.model)
             shard(self.model, self.head)
-        policy = Policy(self.model, self.precision, self.head, watch)
+        follow = recipe.method.replay_routing and recipe.method.loss in ("grpo", "ppo")
+        policy = Policy(self.model, self.precision, self.head, watch, follow)
         run = recipe.run
         numbers = Plan(prepared.n_steps, run.learning_rate, run.schedule, run.warmup, run.weight_decay, run.clip,
                        recipe.method.balance, recipe.method.router_z)  # fmt: skip
@@ -249,7 +250,8 @@ class _Run:
             assert self.reference is not None, "made above for ppo"
             lesson = ValueLesson(policy, self.reference, method.beta)
         return Rollouts(self.model, self.prepared.base, self.prepared.tokenizer, items, Order(len(items), run.batch, run.seed), judge,
-                        lesson, method.group, method.answer_tokens, run.piece_tokens, recipe.data.context, method.updates)  # fmt: skip
+                        lesson, method.group, method.answer_tokens, run.piece_tokens, recipe.data.context, method.updates,
+                        policy.follow_routes)  # fmt: skip
 
     def _rehearse(self) -> Rehearsal:
         """The largest piece in the whole run; the random numbers are put back, so the run is the same without it."""

@@ -175,11 +175,13 @@ class Trainer:
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         loss, shown = self.loss(self.policy, self.reference, batch)
         metrics = dict(shown)
-        routing = self.policy.routing
+        routing, rerouted = self.policy.routing, self.policy.rerouted
+        share = len(batch.labels) / batch.total if self.loss.unit == "tokens" else batch.n_sequences / batch.total
+        if rerouted:
+            metrics["rerouted"] = sum(rerouted.values()) / len(rerouted) * share
         if routing and (self.plan.balance or self.plan.router_z):
             moe = self.policy.model.spec.moe
             assert moe is not None, "only a mixture has routing"
-            share = len(batch.labels) / batch.total if self.loss.unit == "tokens" else batch.n_sequences / batch.total
             balance, z = balance_loss(routing, moe.n_experts_per_token), router_z_loss(routing)
             metrics |= {"balance": float(balance.detach()) * share, "router_z": float(z.detach()) * share}
             loss = loss + share * (self.plan.balance * balance + self.plan.router_z * z)
