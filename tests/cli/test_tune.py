@@ -18,7 +18,7 @@ from vitral.cli.main import _code
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.provenance.lineage import read_lineage
 
-COMMANDS = ("init", "preview", "run", "resume", "export", "compare", "merge", "add", "upcycle")
+COMMANDS = ("init", "preview", "run", "resume", "replay", "export", "compare", "merge", "add", "upcycle")
 Said = pytest.CaptureFixture[str]
 
 

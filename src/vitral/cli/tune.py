@@ -177,6 +177,34 @@ def resume(folder: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def replay(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Train again from a run's record and compare every step.
+
+    EXACT, or the first step whose loss differs (exit code 1). Bits are promised for runs on one thread.
+    """
+    need_torch()
+    from vitral.tune.replay import replay_run
+
+    with _watch(as_json) as watch:
+        found = replay_run(folder, watch)
+    difference = found.difference
+    if as_json:
+        print_json(asdict(found) | {"verdict": found.verdict})
+    else:
+        console.print(f"[bold]{found.verdict}[/bold]  {found.steps} steps of {folder}", highlight=False, soft_wrap=True)
+        if difference is not None:
+            values = {
+                "step": difference.step,
+                difference.what: f"{difference.recorded!r} then, {difference.found!r} now",
+            }
+            facts("first difference", values | ({"threads": found.threads} if found.threads > 1 else {}))
+        if found.environment:
+            facts("not as it was", {name: f"{then} then, {now} now" for name, (then, now) in found.environment.items()})
+    if difference is not None:
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(
     folder: RunFolder,
     out: Annotated[Path, typer.Argument(help="The file or folder to write.")],

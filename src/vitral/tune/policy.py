@@ -86,7 +86,7 @@ class Policy:
     def _states(self, batch: Batch) -> Tensor:
         self.routing, self.rerouted = {}, {}
         routes = batch.routes if self.follow_routes else None
-        wanted = ("hook_router_logits",) if self.watch_routing else ()
+        wanted: tuple[str, ...] = ("hook_router_logits",) if self.watch_routing else ()
         wanted += ("hook_expert_indices",) if routes is not None else ()
 
         def see(name: str, value: Tensor) -> Tensor | None:

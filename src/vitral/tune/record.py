@@ -21,7 +21,7 @@ from vitral.provenance.lineage import licence_of, lineage_metadata
 from vitral.tune.prepare import Prepared
 
 __all__ = ["ADAPTER", "LOG", "MODEL", "RECORD", "begin_record", "check_same", "read_log", "read_record", "tuned_from"]
-__all__ += ["base_facts", "write_record"]
+__all__ += ["base_facts", "environment", "write_record"]
 
 RECORD, LOG = "record.json", "log.jsonl"
 ADAPTER, MODEL = "adapter", "model"  # what a run leaves: one of the two
@@ -48,8 +48,7 @@ def begin_record(prepared: Prepared, precision: str, processes: int, n_trained: 
         "precision": precision,
         "processes": processes,
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("vitral", "torch", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": _versions(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "estimate": asdict(prepared.estimate) | {"total_bytes": prepared.estimate.total_bytes},
     }
@@ -64,6 +63,16 @@ def base_facts(base: Checkpoint) -> dict[str, Any]:
         "base_types": list(base.weights.matrix_types()),
         "base_licence": licence_of(base),
     }
+
+
+def environment() -> dict[str, Any]:
+    """What may change the bits of a run without being part of it: versions and the vector unit that torch uses."""
+    versions = {f"versions.{name}": value for name, value in _versions().items()}
+    return {**versions, "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("vitral", "torch", "numpy")} | {"python": platform.python_version()}
 
 
 def tuned_from(base: Checkpoint, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,14 +90,18 @@ def _data_entry(file: Mapping[str, str], licence: str) -> dict[str, str]:
     return found | ({"licence": own} if own else {}) | ({"source": file["path"]} if file.get("name") else {})
 
 
-def check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise TuneError if what decides the run has changed since it began; the message names what."""
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], otherwise: str) -> None:
+    """Raise TuneError if what decides the run has changed since it began; the message names what.
+
+    `otherwise` says what it would be then, and what to do besides putting it back.
+    """
     changed = [name for name in _DECIDES if before.get(name) != now.get(name)]
+    if "data" in changed:
+        then, files = ({each["path"]: each["sha256"] for each in record["data"]} for record in (before, now))
+        paths = [path for path in dict.fromkeys([*then, *files]) if then.get(path) != files.get(path)]
+        changed[changed.index("data")] = f"data ({', '.join(paths)})" if paths else "data"
     if changed:
-        raise TuneError(
-            f"{', '.join(changed)} changed since this run began, so it would not be a continuation; put it back, or "
-            "start a new run in another folder"
-        )
+        raise TuneError(f"{', '.join(changed)} changed since this run began, so it would {otherwise}")
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

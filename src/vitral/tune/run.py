@@ -7,7 +7,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -86,10 +86,18 @@ class Result:
     output: Path
 
 
-def run_recipe(recipe: Recipe, folder: Path, *, resume: bool = False, on_event: OnEvent = lambda event: None) -> Result:
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    repeats: Mapping[str, Any] | None = None,
+    on_event: OnEvent = lambda event: None,
+) -> Result:
     """Train as a recipe says and leave everything in `folder`: recipe, record, log, state, adapter or model.
 
     `resume` goes on after the last saved step, to the same bits as without the interruption (on one thread).
+    `repeats` is the record of a run that this is to be again: TuneError if what decides it has changed.
     Ctrl-C and SIGTERM save the step and raise KeyboardInterrupt. Raises DataError, RecipeError, AdapterMismatch
     or TuneError before the first step; NumericalError, HardwareError or TuneError where a step cannot be done.
     """
@@ -100,7 +108,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, resume: bool = False, on_event: 
     _check_processes(recipe, len(prepared.train.items))
     if not resume and (folder / STATE).exists():
         raise TuneError(f"{folder} holds a run already; resume it, or give another folder")
-    return _Run(prepared, folder, on_event).go(resume)
+    return _Run(prepared, folder, on_event).go(resume, repeats)
 
 
 @dataclass
@@ -158,12 +166,18 @@ class _Run:
         self.best: tuple[float, int, dict[str, torch.Tensor]] | None = None
         self.evaluations: list[Evaluation] = []
 
-    def go(self, resume: bool) -> Result:
+    def go(self, resume: bool, repeats: Mapping[str, Any] | None = None) -> Result:
         torch.manual_seed(self.prepared.recipe.run.seed)
         n_trained = sum(p.numel() for p in self.trainer.parameters)
         record = begin_record(self.prepared, self.precision, distributed.world_size(), n_trained)
+        if repeats is not None:
+            check_same(repeats, record, "be another run; put it back")
         if resume:
-            check_same(read_record(self.folder), record)
+            check_same(
+                read_record(self.folder),
+                record,
+                "not be a continuation; put it back, or start a new run in another folder",
+            )
             self._resume()
         elif distributed.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
