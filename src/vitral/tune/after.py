@@ -14,6 +14,7 @@ from vitral.tune.adapter_files import load_adapter, save_gguf_adapter, save_peft
 from vitral.tune.adapters import merge
 from vitral.tune.batch import Row
 from vitral.tune.export import write_merged
+from vitral.tune.files import staged
 from vitral.tune.forward import Transformer, load_model
 from vitral.tune.kept import Kept, measure_kept
 from vitral.tune.lora_plan import LoraPlan
@@ -44,7 +45,7 @@ def export_run(
 
     `type` is for the merged forms: a weight type or mix for gguf, F32, F16 or BF16 for safetensors. What is
     measured are the run's own test rows, or training rows where it has none. Raises TuneError for a run that
-    has not finished, a path that is taken, and what the writers raise.
+    has not finished, a path that is taken, a full disk (nothing is left at `path` then), and what the writers raise.
     """
     record = read_record(folder)
     if not record.get("finished"):
@@ -61,15 +62,17 @@ def export_run(
         raise TuneError(f"{base.path} is not what the run was trained on (weights {str(record['base_digest'])[:12]})")
     tuned, plan = _tuned(folder, base)
     lineage = base_facts(base) | {name: record[name] for name in ("data", "data_licence", "recipe", "versions")}
-    if form == "gguf" or form == "safetensors":
-        files = tokenizer_files(base.path, form)
-        write_merged(tuned, base, path, form, type, tokenizer=files, progress=progress, notes=tuned_from(base, record))
-    elif plan is None:
-        raise TuneError("the run tuned the whole model, so there is no adapter; export it as safetensors or gguf")
-    elif form == "peft":
-        save_peft(tuned, plan, path, lineage)
-    else:
-        save_gguf_adapter(tuned, plan, path, lineage)
+    with staged(path, "make room and export again; the run is whole") as place:
+        if form == "gguf" or form == "safetensors":
+            notes = tuned_from(base, record)
+            files = tokenizer_files(base.path, form)
+            write_merged(tuned, base, place, form, type, tokenizer=files, progress=progress, notes=notes)
+        elif plan is None:
+            raise TuneError("the run tuned the whole model, so there is no adapter; export it as safetensors or gguf")
+        elif form == "peft":
+            save_peft(tuned, plan, place, lineage)
+        else:
+            save_gguf_adapter(tuned, plan, place, lineage)
     return Exported(
         path, form, type, measure_kept(load_model(base), tuned, _read_back(path, form, base, tuned), _rows(prepared))
     )

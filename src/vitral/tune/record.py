@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,6 +16,7 @@ from vitral.errors import TuneError
 from vitral.formats.canonical import Checkpoint
 from vitral.formats.json_text import read_object
 from vitral.provenance.lineage import licence_of, lineage_metadata
+from vitral.tune.files import write_whole
 from vitral.tune.prepare import Prepared
 
 __all__ = ["ADAPTER", "LOG", "MODEL", "RECORD", "begin_record", "check_same", "read_log", "read_record", "tuned_from"]
@@ -104,16 +103,9 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], otherwise: str
         raise TuneError(f"{', '.join(changed)} changed since this run began, so it would {otherwise}")
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the record whole, or leave the one before."""
-    path = folder / RECORD
-    partial = path.with_name(f".{RECORD}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(dict(record), indent=2, default=str) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        free = shutil.disk_usage(folder).free
-        raise TuneError(f"{path} cannot be written ({error}); {free} bytes are free there") from None
+def write_record(folder: Path, record: Mapping[str, Any], then: str) -> None:
+    """Write the record whole, or leave the one before and raise TuneError; `then` says what to do."""
+    write_whole(folder / RECORD, json.dumps(dict(record), indent=2, default=str) + "\n", then)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -124,7 +116,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_log(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's log: one object for each step and evaluation."""
+    """The lines of a run's log: one object for each step and evaluation. A last line that was cut off does not count."""
     with (folder / LOG).open(encoding="utf-8") as lines:
         for line in lines:
-            yield json.loads(line)
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitral.tune.chart import in_svg
+from vitral.tune.files import write_whole
 from vitral.tune.record import read_log, read_record
 
 __all__ = ["write_report"]
@@ -38,7 +39,7 @@ def write_report(folder: Path) -> Path:
         figures=_table(_figures(record, steps)),
         recipe=html.escape((folder / "recipe.toml").read_text("utf-8")),
     )
-    path.write_text(page, "utf-8")
+    write_whole(path, page, "make room; the run itself is whole")
     return path
 
 

@@ -25,6 +25,7 @@ from vitral.tune.batch import Batch
 from vitral.tune.data.examples import Plain
 from vitral.tune.data.load import Item
 from vitral.tune.export import write_merged
+from vitral.tune.files import append_whole, staged, write_whole, writing
 from vitral.tune.forgetting import Probes, make_probes, make_replay
 from vitral.tune.forward import Transformer, load_model
 from vitral.tune.judges import Judge, RewardModel, Verifier, new_head, save_head
@@ -33,7 +34,17 @@ from vitral.tune.lora_plan import LoraPlan
 from vitral.tune.policy import Policy, Precision
 from vitral.tune.prepare import Prepared, prepare
 from vitral.tune.recipe import Recipe, recipe_toml
-from vitral.tune.record import ADAPTER, LOG, MODEL, begin_record, check_same, read_record, tuned_from, write_record
+from vitral.tune.record import (
+    ADAPTER,
+    LOG,
+    MODEL,
+    begin_record,
+    check_same,
+    read_log,
+    read_record,
+    tuned_from,
+    write_record,
+)
 from vitral.tune.rewards import REWARDS
 from vitral.tune.rollouts import Rollouts
 from vitral.tune.served import engine_of
@@ -180,9 +191,10 @@ class _Run:
             )
             self._resume()
         elif distributed.is_first():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.toml").write_text(recipe_toml(self.prepared.recipe))
-            (self.folder / LOG).write_text("")
+            with writing(self.folder, self._then()):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / LOG).write_text("")
+            write_whole(self.folder / "recipe.toml", recipe_toml(self.prepared.recipe), self._then())
         if not self.evaluations:
             self._tell(self._rehearse())
             self._tell(self._evaluate())
@@ -321,10 +333,9 @@ class _Run:
     def _tell(self, event: Event) -> None:
         if distributed.is_first():
             line = {"event": type(event).__name__, **asdict(event)}
-            with (self.folder / LOG).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            append_whole(self.folder / LOG, (json.dumps(line) + "\n").encode(), self._then())
             if not isinstance(event, Rehearsal):
-                append_scalars(self.folder / "tensorboard", event.step, _scalars(event))
+                append_scalars(self.folder / "tensorboard", event.step, _scalars(event), then=self._then())
             self.on_event(event)
 
     def _save(self) -> None:
@@ -332,7 +343,13 @@ class _Run:
         facts["best"] = list(self.best) if self.best is not None else []
         state = state_of(trained_parameters(self.model, self.head), self.trainer.optimizer, facts)
         if distributed.is_first():
-            save_state(self.folder / STATE, state)
+            save_state(self.folder / STATE, state, self._then())
+
+    def _then(self) -> str:
+        """What to do once there is room again."""
+        if (self.folder / STATE).exists():
+            return f"make room and go on with: vitral tune resume {self.folder}; the last saved step is whole"
+        return "make room and run it again; no step was saved yet"
 
     def _resume(self) -> None:
         facts = load_state(self.folder / STATE, trained_parameters(self.model, self.head), self.trainer.optimizer)
@@ -342,7 +359,8 @@ class _Run:
             loss, step, kept = facts["best"]
             self.best = (loss, step, kept)
         if distributed.is_first():
-            _cut_log(self.folder / LOG, self.trainer.step)
+            kept = [line for line in read_log(self.folder) if line.get("step", 0) <= self.trainer.step]
+            write_whole(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in kept), self._then())
 
     # --- after --------------------------------------------------------------------------------
 
@@ -350,16 +368,20 @@ class _Run:
         folder = self.folder / (ADAPTER if self.plan is not None else MODEL)
         if distributed.is_first():
             if self.plan is not None:
-                save_peft(self.model, self.plan, folder, self._lineage(record))
+                with writing(folder, self._then()):  # files of an adapter are written over
+                    save_peft(self.model, self.plan, folder, self._lineage(record))
             elif not folder.exists():
                 from vitral.conversion import tokenizer_files
 
-                write_merged(self.model, self.prepared.base, folder, "safetensors",
-                             tokenizer=tokenizer_files(self.prepared.base.path, "safetensors"),
-                             notes=tuned_from(self.prepared.base, record))  # fmt: skip
-                (folder / "vitral.json").write_text(json.dumps(self._lineage(record), indent=2, default=str) + "\n")
+                lineage = json.dumps(self._lineage(record), indent=2, default=str) + "\n"
+                with staged(folder, self._then()) as place:
+                    write_merged(self.model, self.prepared.base, place, "safetensors",
+                                 tokenizer=tokenizer_files(self.prepared.base.path, "safetensors"),
+                                 notes=tuned_from(self.prepared.base, record))  # fmt: skip
+                    (place / "vitral.json").write_text(lineage)
             if self.head is not None and self.prepared.recipe.method.loss == "reward":
-                save_head(self.head, folder)
+                with writing(folder, self._then()):
+                    save_head(self.head, folder)
         return folder
 
     def _lineage(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -373,7 +395,9 @@ class _Run:
             first, last = self.evaluations[0], self.evaluations[-1]
             rise = {name: last.forgetting[name] - first.forgetting[name] for name in first.forgetting}
             write_record(
-                self.folder, record | {"evaluations": [asdict(e) for e in self.evaluations], "forgotten": rise}
+                self.folder,
+                record | {"evaluations": [asdict(e) for e in self.evaluations], "forgotten": rise},
+                self._then(),
             )
 
 
@@ -432,12 +456,6 @@ def _precision(recipe: Recipe) -> Precision:
 
 def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines of steps that were done after the last save; they are done again."""
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    path.write_text("".join(line for line in lines if json.loads(line).get("step", 0) <= step))
 
 
 @contextmanager

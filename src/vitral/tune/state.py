@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from vitral.errors import TuneError
 from vitral.tune import distributed
+from vitral.tune.files import write_whole
 from vitral.tune.sharded import part_like, whole
 
 __all__ = ["load_state", "save_state", "state_of", "trained_parameters"]
@@ -42,26 +41,16 @@ def state_of(
     }
 
 
-def save_state(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the state under another name and then in place: there is always one that is whole.
+def save_state(path: Path, content: Mapping[str, Any], then: str) -> None:
+    """Write the state whole. Raises TuneError where it cannot be; the state before is then still there."""
 
-    Raises TuneError where the disk is full or cannot be written; the state before is then still there.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+    def save(file: BinaryIO) -> None:
+        try:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer wraps a full disk in a RuntimeError
-        raise TuneError(
-            f"{path} cannot be written ({error}); make room and resume: the last saved step is whole"
-        ) from None
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        except RuntimeError as error:  # torch's writer wraps a full disk in one
+            raise OSError(str(error)) from None
+
+    write_whole(path, save, then)
 
 
 def load_state(path: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -12,24 +12,31 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from vitral.tune.files import append_whole, writing
+
 __all__ = ["append_scalars", "crc32c"]
 
 _FILE = "events.out.tfevents.vitral"
 
 
-def append_scalars(folder: Path, step: int, scalars: Mapping[str, float], now: float | None = None) -> Path:
-    """Append the scalars of a step to the folder's event file, which begins with the format's version."""
+def append_scalars(
+    folder: Path, step: int, scalars: Mapping[str, float], now: float | None = None, then: str = "make room"
+) -> Path:
+    """Append the scalars of a step to the folder's event file, which begins with the format's version.
+
+    Raises TuneError, with `then` for what to do, where they cannot be written; the file is then as it was.
+    """
     at = time.time() if now is None else now
     path = folder / _FILE
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, then):
+        folder.mkdir(parents=True, exist_ok=True)
     values = b"".join(
         _bytes(1, _bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", value)) for tag, value in scalars.items()
     )
     event = b"\x09" + struct.pack("<d", at) + b"\x10" + _varint(step) + _bytes(5, values)
-    with path.open("ab") as file:
-        if file.tell() == 0:
-            file.write(_record(b"\x09" + struct.pack("<d", at) + _bytes(3, b"brain.Event:2")))
-        file.write(_record(event))
+    new = not path.exists() or not path.stat().st_size
+    first = _record(b"\x09" + struct.pack("<d", at) + _bytes(3, b"brain.Event:2")) if new else b""
+    append_whole(path, first + _record(event), then)
     return path
 
 
