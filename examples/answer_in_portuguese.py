@@ -8,9 +8,9 @@ A language is judged by its commonest words (`vitral.tune.data.language`); wheth
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
+
+from arguments import arguments
 
 import vitral
 from vitral.tune.after import export_run
@@ -54,11 +54,7 @@ def in_portuguese(model_path: str, questions: tuple[str, ...]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--base", default="smollm2:135m")
-    parser.add_argument("--short", action="store_true")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     train = options.out / "train.jsonl"
     lines = [json.dumps({"prompt": q, "completion": a}, ensure_ascii=False) for q, a in TAUGHT]

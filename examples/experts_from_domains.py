@@ -10,12 +10,12 @@ the domain beside the shuffled control. If the mixture did not win, the report s
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
 
 import torch
+from arguments import arguments
 
 from vitral.conversion import tokenizer_files
 from vitral.formats.checkpoint import open_checkpoint
@@ -82,9 +82,7 @@ def verdict(gains: dict[str, tuple[float, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--base", default="smollm2:135m")
+    parser = arguments(__doc__, short=False)
     parser.add_argument("--domain", type=Path, action="append", required=True)
     parser.add_argument("--steps", type=int, default=60, help="of each branch; the control gets as many in all")
     parser.add_argument("--router-steps", type=int, default=20)

@@ -8,9 +8,10 @@ Measured on pairs that were kept apart: how often, and by how much, the friendly
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
+
+from arguments import arguments
 
 import vitral
 from vitral.tune.recipe import parse_recipe
@@ -54,11 +55,7 @@ def write_pairs(folder: Path) -> tuple[Path, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--base", default="smollm2:135m")
-    parser.add_argument("--short", action="store_true")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     train, test = write_pairs(options.out)
     recipe = parse_recipe({

@@ -9,7 +9,6 @@ come from `vitral serve`, a process that knows only the files which the training
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from arguments import arguments
 
 from vitral.tune.after import export_run
 from vitral.tune.recipe import parse_recipe
@@ -95,11 +95,7 @@ def recalled(url: str, model: str, short: bool) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--base", default="smollm2:135m")
-    parser.add_argument("--short", action="store_true")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     train, test = write_data(options.out)
     recipe = parse_recipe({
