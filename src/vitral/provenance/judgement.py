@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
@@ -10,7 +11,7 @@ from vitral.provenance.component import Dossier
 from vitral.provenance.use import Use, askable
 from vitral.verdict import Verdict
 
-__all__ = ["Finding", "Judgement", "Outcome", "cite"]
+__all__ = ["Finding", "Judgement", "Outcome", "cite", "in_order"]
 
 
 class Outcome(IntEnum):
@@ -105,3 +106,13 @@ def cite(finding: Finding) -> str:
     'mrl §3.2: Research only.'
     """
     return f"{' '.join(word for word in (finding.licence, finding.ref) if word) or finding.part}: {finding.text}"
+
+
+def in_order(licence: str, ref: str) -> tuple[str, list[tuple[bool, int, str]]]:
+    """A key that sorts places as a licence counts them.
+
+    >>> sorted(["§10", "§2(b)", "§2(a)"], key=lambda ref: in_order("mit", ref))
+    ['§2(a)', '§2(b)', '§10']
+    """
+    parts = re.findall(r"\d+|\D+", ref)
+    return licence, [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]

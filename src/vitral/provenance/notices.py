@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from vitral.errors import LicenceError
-from vitral.provenance.judgement import Judgement
+from vitral.provenance.judgement import Judgement, in_order
 from vitral.provenance.scan_names import stays_inside
 from vitral.provenance.terms import catalogue
 
@@ -99,7 +99,7 @@ def _licences(judgement: Judgement) -> Iterator[str]:
 def _duties(judgement: Judgement) -> Iterator[str]:
     yield f"# Duties for {judgement.use.name or judgement.dossier.model}\n"
     parts: dict[tuple[str, str, str, str], list[str]] = {}
-    for duty in judgement.of("duty"):
+    for duty in sorted(judgement.of("duty"), key=lambda duty: in_order(duty.licence, duty.ref)):
         parts.setdefault((duty.text, duty.say, duty.licence, duty.ref), []).append(duty.part)
     for (text, say, licence, ref), owing in parts.items():
         yield f"- {text}{f' `{say}`' if say else ''} ({licence} {ref}; {', '.join(dict.fromkeys(owing))})"

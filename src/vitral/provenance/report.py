@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ import jinja2
 
 from vitral.provenance.component import INSIDE, Component, Evidence
 from vitral.provenance.conditions import facts_of
-from vitral.provenance.judgement import Finding, Judgement, Outcome
+from vitral.provenance.judgement import Finding, Judgement, Outcome, in_order
 from vitral.provenance.terms import Clause, catalogue
 from vitral.provenance.wording import (
     DUTY_GROUPS,
@@ -156,7 +155,9 @@ def _facts(judgement: Judgement, language: Language) -> Iterator[Point]:
     words = {key: pair[language == "pt"] for key, pair in WORDS.items()}
     for fact in judgement.missing:
         waiting = [found for found in judgement.of("question") if fact in judgement.facts_for(found)]
-        refs = sorted({(found.licence, place(found.ref, language)) for found in waiting}, key=_in_order)
+        refs = sorted(
+            {(found.licence, place(found.ref, language)) for found in waiting}, key=lambda place: in_order(*place)
+        )
         by_licence: dict[str, list[str]] = {}
         for licence, ref in refs[:4]:
             by_licence.setdefault(licence, []).append(ref)
@@ -166,18 +167,10 @@ def _facts(judgement: Judgement, language: Language) -> Iterator[Point]:
         yield Point(question(fact, language), "", _parts_of(waiting, judgement), more=turns)
 
 
-def _in_order(place: tuple[str, str]) -> tuple[str, list[tuple[bool, int | str]]]:
-    """Clauses as a licence counts them: §2 before §10."""
-    licence, ref = place
-    return licence, [
-        (not part.isdigit(), int(part) if part.isdigit() else part) for part in re.findall(r"\d+|\D+", ref)
-    ]
-
-
 def _duties(judgement: Judgement, language: Language) -> Iterator[tuple[str, tuple[Point, ...]]]:
     for names, kinds in DUTY_GROUPS:
         found = tuple(duty for duty in judgement.of("duty") if duty.duty in kinds)
-        found = tuple(sorted(found, key=lambda duty: _in_order((duty.licence, duty.ref))))
+        found = tuple(sorted(found, key=lambda duty: in_order(duty.licence, duty.ref)))
         if found:
             yield names[language == "pt"], _points(found, judgement, language)
 
