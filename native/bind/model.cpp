@@ -77,11 +77,17 @@ nb::ndarray<nb::numpy, float> forward(Door& door, Cache& cache, In<int32_t, 1> i
   return result;
 }
 
-void set_weight(Door& door, const std::string& name, const std::string& type_name, In<uint8_t, 2> raw) {
-  const Type type = type_named(type_name);
+// Lists of equal length. Python is left alone until all are packed: a thread that asks for it between two
+// weights waits for its turn, some milliseconds each time.
+void set_weights(Door& door, const std::vector<std::string>& names, const std::vector<std::string>& type_names,
+                 const std::vector<In<uint8_t, 2>>& raw) {
+  if (type_names.size() != names.size() || raw.size() != names.size()) throw std::invalid_argument("names, types and raw differ in length");
   nb::gil_scoped_release released;
   std::lock_guard<std::mutex> lock(door.mutex);
-  door.model.set_weight(name, type, raw.data(), raw.shape(0), columns_of(type, raw.shape(1)));
+  for (size_t i = 0; i < names.size(); ++i) {
+    const Type type = type_named(type_names[i]);
+    door.model.set_weight(names[i], type, raw[i].data(), raw[i].shape(0), columns_of(type, raw[i].shape(1)));
+  }
 }
 
 void leave_weight(Door& door, const std::string& name, const std::string& type_name, In<uint8_t, 2> raw) {
@@ -210,7 +216,7 @@ void bind_model(nb::module_& m) {
         if (threads < 1 || threads > 1024) throw std::invalid_argument("threads is " + std::to_string(threads) + "; allowed: 1 to 1024");
         new (self) Door(config_from(d), isa, threads);
       }, nb::arg("config"), nb::arg("isa"), nb::arg("threads"))
-      .def("set_weight", &set_weight, nb::arg("name"), nb::arg("type"), nb::arg("raw"))
+      .def("set_weights", &set_weights, nb::arg("names"), nb::arg("types"), nb::arg("raw"))
       .def("limit_experts", &limit_experts, nb::arg("budget"))
       .def("leave_weight", &leave_weight, nb::arg("name"), nb::arg("type"), nb::arg("raw"))
       .def("finish", [](Door& d) { d.model.finish(); })

@@ -85,9 +85,9 @@ class NativeModel:
         self.set_weights([(name, type, raw)])
 
     def set_weights(self, weights: Sequence[tuple[str, str, NDArray[np.uint8]]]) -> None:
-        """Several at once, (name, type, raw) each."""
-        for name, type_, raw in weights:
-            self._model.set_weight(name, type_, np.ascontiguousarray(raw))
+        """Several at once, (name, type, raw) each: other threads of Python run until all are packed."""
+        names, types, raws = zip(*weights, strict=True) if weights else ((), (), ())
+        self._model.set_weights(names, types, [np.ascontiguousarray(raw) for raw in raws])
 
     def leave_weight(self, name: str, type: str, raw: NDArray[np.uint8]) -> None:
         """As `set_weight`, for a matrix of an expert that is packed when a router chooses it, under `expert_bytes`.
