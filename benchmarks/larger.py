@@ -4,7 +4,8 @@
 
 Writes a file of Mixtral 8x7B's shape in Q4_0 (26 GB at share 1), whose routers prefer some experts, drops it from the
 system's cache, answers in a process of its own under a memory budget, and deletes it. `--share` makes layers,
-vocabulary and budget smaller in proportion, for a machine with less memory or time. Figures go to results/larger.json.
+vocabulary and budget smaller in proportion, for a machine with less memory or time. Figures go to results/larger.json, or
+larger_SHARE.json.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path, help="where the file goes for a while")
     options.add_argument("--share", type=float, default=1.0, help="of the layers and of the budget")
+    options.add_argument("--budget", type=int, help="bytes, instead of that share of 19.5 GB")
     options.add_argument("--skew", type=float, default=1.0, help="Zipf's exponent of the routers; 0 chooses all alike")
     options.add_argument("--tokens", type=int, default=64)
     options.add_argument("--warm", type=int, default=32, help="tokens before those that count")
@@ -112,7 +114,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=record.RESULTS, help="folder of the result")
     options.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = options.parse_args()
-    budget = int(BUDGET * given.share)
+    budget = given.budget or int(BUDGET * given.share)
     if given.worker is not None:
         print(json.dumps(answer(given.worker, budget, given.tokens, given.warm, given.threads)))
         return
@@ -150,7 +152,8 @@ def main() -> None:
         f"{found['peak_resident_bytes'] / 1e9:.1f} GB resident (allowed {wanted['peak_resident_bytes'] / 1e9:.1f}), "
         f"{found['experts_in_memory_when_chosen']:.0%} of the chosen experts were in memory"
     )
-    print(f"written to {record.write('larger', figures, given.out)}")
+    name = "larger" if given.share == 1 else f"larger_{given.share}"
+    print(f"written to {record.write(name, figures, given.out)}")
 
 
 if __name__ == "__main__":
