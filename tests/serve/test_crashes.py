@@ -22,6 +22,7 @@ import pytest
 
 from tests.serve.conftest import TINY
 from tests.serve.live import Live, live, wait_until
+from vitral.serve.batches import MOST_LOST
 
 LONG = {"model": TINY, "prompt": "Once upon a time", "max_tokens": 300, "temperature": 1.0}
 SHORT = {**LONG, "max_tokens": 4, "seed": 1}
@@ -74,10 +75,13 @@ def test_killing_the_worker_under_load_gives_each_request_its_answer_or_a_typed_
     assert "vitral_sequences_in_flight 0.0" in server.http.get("/metrics").text
 
 
-def start_batch(server: Live, n: int, most: int) -> str:
+def start_batch(server: Live, n: int, most: int, poisoned: int | None = None) -> str:
+    bodies = [{**LONG, "max_tokens": most} for _ in range(n)]
+    if poisoned is not None:
+        bodies[poisoned]["prompt"] = [7, 7, 7]
     lines = [
-        {"custom_id": f"line {i}", "method": "POST", "url": "/v1/completions", "body": {**LONG, "max_tokens": most}}
-        for i in range(n)
+        {"custom_id": f"line {i}", "method": "POST", "url": "/v1/completions", "body": body}
+        for i, body in enumerate(bodies)
     ]
     data = "\n".join(map(json.dumps, lines)).encode()
     file = server.http.post("/v1/files", files={"file": ("in.jsonl", io.BytesIO(data))}, data={"purpose": "batch"})
@@ -118,6 +122,45 @@ def test_a_batch_goes_on_after_the_server_was_killed_twice(tmp_path: Path, tiny_
         assert len(texts) == n
         assert not partial.exists()
         assert batch_texts(server, start_batch(server, n, most)) == texts  # as if nothing had happened
+
+
+def test_a_line_that_ends_the_engine_gets_an_error_and_the_others_their_answers(
+    start: Callable[..., Live], tmp_path: Path
+) -> None:
+    server = start(PYTHONPATH=str(Path(__file__).with_name("fragile")))
+    id = start_batch(server, 18, 20, poisoned=5)
+    wait_until(lambda: server.http.get(f"/v1/batches/{id}").json()["request_counts"]["completed"] > 0)
+    wait_until(lambda: server.http.get(f"/v1/batches/{id}").json()["status"] != "in_progress", 120)
+    batch = server.http.get(f"/v1/batches/{id}").json()
+    assert batch["status"] == "completed"
+    assert batch["request_counts"] == {"total": 18, "completed": 17, "failed": 1}
+    good, bad = (
+        [json.loads(line) for line in server.http.get(f"/v1/files/{batch[name]}/content").text.splitlines()]
+        for name in ("output_file_id", "error_file_id")
+    )
+    assert [line["custom_id"] for line in good] == [f"line {i}" for i in range(18) if i != 5]
+    assert [line["custom_id"] for line in bad] == ["line 5"]
+    assert (bad[0]["response"]["status_code"], bad[0]["response"]["body"]["error"]["code"]) == (503, "engine_lost")
+    assert f"ended {MOST_LOST} times" in bad[0]["response"]["body"]["error"]["message"]
+    again = server.post("/v1/completions", SHORT)
+    assert again.status_code == 200
+
+
+def test_a_batch_whose_day_is_over_says_which_lines_were_not_answered(tmp_path: Path, tiny_path: str) -> None:
+    clock = tmp_path / "clock"
+    with live(tmp_path, tiny_path) as server:
+        id = start_batch(server, 40, 60)
+        wait_until(lambda: server.http.get(f"/v1/batches/{id}").json()["request_counts"]["completed"] > 0)
+        server.stop(signal.SIGKILL)
+    clock.write_text("90000")
+    with live(tmp_path, tiny_path, module="tests.serve.hurried", HURRIED_CLOCK=str(clock)) as server:
+        wait_until(lambda: server.http.get(f"/v1/batches/{id}").json()["status"] == "expired")
+        batch = server.http.get(f"/v1/batches/{id}").json()
+        done, failed = (batch["request_counts"][name] for name in ("completed", "failed"))
+        assert 0 < done < 40
+        assert done + failed == 40
+        lines = server.http.get(f"/v1/files/{batch['error_file_id']}/content").text.splitlines()
+        assert {json.loads(line)["error"]["code"] for line in lines} == {"batch_expired"}
 
 
 def limit_file_size(pid: int, n: int) -> None:

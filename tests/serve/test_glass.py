@@ -135,6 +135,43 @@ def test_a_stream_ends_with_the_readings_of_the_whole_answer(server: Live) -> No
     assert list(server.events("/v1/chat/completions", chat))[-1]["choices"][0]["inspect"] == whole
 
 
+BOTH = {
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3, "temperature": 0},
+    "/v1/responses": {"input": "Hi", "max_output_tokens": 3, "temperature": 0},
+}
+
+
+@pytest.mark.parametrize("route", BOTH)
+def test_messages_and_responses_show_and_change_what_a_chat_does(server: Live, route: str) -> None:
+    """The same prompt, so the same values, light set and interventions."""
+    look: dict[str, Any] = {"light": True, "record": [{"taps": ["ln_final.hook_scale"]}]}
+    silent = to_document((Intervention("knock_out", layer=2, heads=(1,)),))
+    chat = {"model": CHAT, **BOTH["/v1/messages"], "inspect": look}
+    body = {"model": CHAT, **BOTH[route], "inspect": look}
+    found = {}
+    for name, changed in (("plain", {}), ("changed", {"interventions": silent})):
+        wanted = server.post("/v1/chat/completions", chat | changed).json()
+        answer = server.post(route, body | changed).json()
+        found[name] = answer["inspect"]
+        assert answer["inspect"] == wanted["choices"][0]["inspect"]
+        kept, other = (server.http.get(f"/v1/records/{one['record']}").json() for one in (answer, wanted))
+        assert kept.get("interventions") == other.get("interventions")
+        assert kept["sequences"][0]["logits"] == other["sequences"][0]["logits"]
+    assert found["plain"] != found["changed"]
+    assert found["plain"]["light"] is not None
+    events = list(server.events(route, body))
+    if route == "/v1/messages":
+        assert [event["inspect"] for event in events if event["type"] == "message_delta"] == [found["plain"]]
+    else:
+        assert events[-1]["response"]["inspect"] == found["plain"]
+        assert "inspect" not in server.http.get(f"/v1/responses/{events[-1]['response']['id']}").json()
+        refused = server.post(route, {**body, "background": True})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "inspect")
+    wrong = server.post(route, {**body, "inspect": {"record": [{"taps": []}]}})
+    assert wrong.status_code == 400
+    assert "inspect.record[0].taps" in wrong.json()["error"]["message"]
+
+
 def test_readings_end_where_a_stop_string_ends_the_answer(server: Live) -> None:
     text = server.post("/v1/completions", ONCE).json()["choices"][0]["text"]
     body = {

@@ -2,6 +2,9 @@
 
 A batch goes on where it stopped, also after the server did: finished lines lie in a file beside the input. A line
 without a seed gets one from the input's digest and its own id, so that running a batch again gives the same answers.
+
+A line during which the engine died is tried again with no other line beside it, so that the one that ends engines is
+told from those that were there by chance; after `MOST_LOST` deaths it gets the error, and the others go on.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -42,6 +45,7 @@ T = TypeVar("T")
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 MOST_LINES = 50_000
 TOGETHER = 16  # lines at a time
+MOST_LOST = 3  # deaths of the engine during one line
 _SEEDED = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 
@@ -90,12 +94,12 @@ async def create(call: Call) -> Response:
 async def list_batches(call: Call) -> Response:
     """One's batches, newest first."""
     data = await call.service.store.newest(tables.batches, call.caller.tenant, 1000)
-    return json_response({"object": "list", "data": [_shown(each) for each in data], "has_more": False})
+    return json_response({"object": "list", "data": [_shown(call, each) for each in data], "has_more": False})
 
 
 async def one_batch(call: Call) -> Response:
     """How far a batch is."""
-    return json_response(_shown(await _find(call)))
+    return json_response(_shown(call, await _find(call)))
 
 
 async def cancel(call: Call) -> Response:
@@ -104,7 +108,41 @@ async def cancel(call: Call) -> Response:
     if batch["status"] == "in_progress":
         await call.service.batches.cancel(batch["id"])
         batch = await _find(call)
-    return json_response(_shown(batch))
+    return json_response(_shown(call, batch))
+
+
+class Company:
+    """Lines of all batches run beside each other; one under suspicion waits for them to end, and they for it."""
+
+    def __init__(self) -> None:
+        self._beside = 0
+        self._alone = asyncio.Lock()
+        self._changed = asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def entered(self, *, alone: bool) -> AsyncIterator[None]:
+        """Be one of many, or the only one."""
+        if alone:
+            try:
+                async with self._alone:
+                    async with self._changed:
+                        await self._changed.wait_for(lambda: not self._beside)
+                    yield
+            finally:
+                await self._tell()
+            return
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._alone.locked())
+            self._beside += 1
+        try:
+            yield
+        finally:
+            self._beside -= 1
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
 
 class Batches:
@@ -114,6 +152,8 @@ class Batches:
         self._routes = {route.path: route for route in routes if route.method == "POST"}
         self._service: Service | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._company = Company()
+        self._counts: dict[str, dict[str, int]] = {}
 
     async def resume(self, service: Service) -> None:
         """Go on with what was not finished when the server ended."""
@@ -132,7 +172,11 @@ class Batches:
         """Work on a batch."""
         task = asyncio.create_task(self._work(id, caller))
         self._tasks[id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(id, None))
+        task.add_done_callback(lambda _: (self._tasks.pop(id, None), self._counts.pop(id, None)))
+
+    def counts(self, id: str) -> dict[str, int] | None:
+        """How many lines of a batch at work are answered, and how many of them with an error."""
+        return self._counts.get(id)
 
     async def cancel(self, id: str) -> None:
         """Stop a batch for good."""
@@ -153,20 +197,26 @@ class Batches:
             lines = _lines(data, batch["endpoint"])
             salt = hashlib.sha256(data).digest()
             done = await asyncio.to_thread(_finished, partial)
+            counts = self._counts[id] = _counted(done.values())
             room = asyncio.Semaphore(TOGETHER)
 
             async def one(line: dict[str, Any]) -> None:
                 async with room:
                     answer = await self._answer(service, caller, batch["endpoint"], line, salt)
                     done[line["custom_id"]] = answer
+                    counts["completed" if _is_good(answer) else "failed"] += 1
                     await _until_there_is_room(lambda: asyncio.to_thread(_append, partial, answer))
 
-            async with asyncio.TaskGroup() as group:
-                for line in lines:
-                    if line["custom_id"] not in done:
-                        group.create_task(one(line))
-            answers = [done[line["custom_id"]] for line in lines]
-            await _until_there_is_room(lambda: self._finish(service, caller, batch, answers, "completed"))
+            status = "completed"
+            try:
+                async with asyncio.timeout(max(0.0, batch["expires_at"] - time.time())), asyncio.TaskGroup() as group:
+                    for line in lines:
+                        if line["custom_id"] not in done:
+                            group.create_task(one(line))
+            except TimeoutError:
+                status = "expired"
+            answers = [done.get(line["custom_id"]) or _expired(line) for line in lines]
+            await _until_there_is_room(lambda: self._finish(service, caller, batch, answers, status))
         except asyncio.CancelledError as error:
             if "cancelled" in error.args:
                 done = await asyncio.to_thread(_finished, partial)
@@ -182,22 +232,32 @@ class Batches:
     async def _answer(
         self, service: Service, caller: Caller, endpoint: str, line: dict[str, Any], salt: bytes
     ) -> dict[str, Any]:
-        """One line's answer; what the server cannot do right now is tried again."""
+        """One line's answer; what the server cannot do right now is tried again, but what ends engines not for ever."""
         route = self._routes[endpoint]
         body = line["body"]
         if endpoint in _SEEDED and body.get("seed") is None:
             digest = hashlib.sha256(salt + line["custom_id"].encode()).digest()
             body = {**body, "seed": int.from_bytes(digest[:8], "big")}
+        lost = 0
         while True:
+            deaths = 0
             try:
                 if body.get("stream") or body.get("background"):
                     raise ApiError(
                         400, "invalid_value", "a batch cannot be streamed, nor run in the background", param="stream"
                     )
                 checked = validated(route.body, body, UNSUPPORTED)  # type: ignore[arg-type]
-                response = await route.handler(Call(service, caller, None, checked, {}, route))  # type: ignore[arg-type]
+                async with self._company.entered(alone=lost > 0):
+                    deaths = _deaths(service, body)
+                    response = await route.handler(Call(service, caller, None, checked, {}, route))  # type: ignore[arg-type]
                 return _result(line, 200, json.loads(bytes(response.body)))
-            except (Overloaded, EngineLost, RecordStoreError):
+            except EngineLost:
+                lost += _deaths(service, body) > deaths
+                if lost == MOST_LOST:
+                    why = f"the engine ended {lost} times while it answered this line; it is not tried again"
+                    return _result(line, 503, error_body(to_api(EngineLost(why)), "openai"))
+                await asyncio.sleep(1)
+            except (Overloaded, RecordStoreError):
                 await asyncio.sleep(1)
             except ShuttingDown:
                 await asyncio.sleep(3600)  # the server ends before; the next one tries this line again
@@ -208,15 +268,15 @@ class Batches:
     async def _finish(
         self, service: Service, caller: Caller, batch: dict[str, Any], answers: list[dict[str, Any]], status: str
     ) -> None:
-        good = [answer for answer in answers if answer["response"]["status_code"] == 200]
-        bad = [answer for answer in answers if answer["response"]["status_code"] != 200]
+        good = [answer for answer in answers if _is_good(answer)]
+        bad = [answer for answer in answers if not _is_good(answer)]
         for name, kept in (("output_file_id", good), ("error_file_id", bad)):
             if kept and batch[name] is None:  # else it was kept before the disk was full
                 data = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in kept).encode()
                 file = await save(service, caller.tenant, f"{batch['id']}_{name[:-8]}.jsonl", "batch_output", data)
                 batch[name] = file["id"]
         batch |= {"status": status, f"{status}_at": int(time.time())}
-        batch["request_counts"] |= {"completed": len(good), "failed": len(bad)}
+        batch["request_counts"] |= _counted(answers)
         await service.store.put(tables.batches, batch["id"], caller.tenant, batch)
 
 
@@ -250,6 +310,29 @@ def _lines(data: bytes, endpoint: str) -> list[dict[str, Any]]:
 def _result(line: dict[str, Any], status: int, body: Any) -> dict[str, Any]:
     response = {"status_code": status, "request_id": body.get("record") or "", "body": body}
     return {"id": new_id("batch_req"), "custom_id": line["custom_id"], "response": response, "error": None}
+
+
+def _expired(line: dict[str, Any]) -> dict[str, Any]:
+    """What stands for a line that the batch's day was too short for."""
+    error = {"code": "batch_expired", "message": "the batch's 24 h ended before this line was answered; ask again"}
+    return {"id": new_id("batch_req"), "custom_id": line["custom_id"], "response": None, "error": error}
+
+
+def _is_good(answer: dict[str, Any]) -> bool:
+    return answer["response"] is not None and answer["response"]["status_code"] == 200
+
+
+def _counted(answers: Iterable[dict[str, Any]]) -> dict[str, int]:
+    good = [_is_good(answer) for answer in answers]
+    return {"completed": sum(good), "failed": len(good) - sum(good)}
+
+
+def _deaths(service: Service, body: dict[str, Any]) -> int:
+    """How often the engine of a line's model has died; 0 for a model that is not served."""
+    try:
+        return service.models.get(str(body.get("model"))).engine.deaths
+    except ApiError:
+        return 0
 
 
 def _finished(partial: Path) -> dict[str, dict[str, Any]]:
@@ -291,8 +374,9 @@ async def _until_there_is_room(work: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(1)
 
 
-def _shown(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if name != "tenant"}
+def _shown(call: Call, batch: dict[str, Any]) -> dict[str, Any]:
+    counts = batch["request_counts"] | (call.service.batches.counts(batch["id"]) or {})
+    return {name: value for name, value in batch.items() if name != "tenant"} | {"request_counts": counts}
 
 
 async def _find(call: Call) -> dict[str, Any]:

@@ -156,14 +156,13 @@ async def chat(call: Call) -> Response:
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     drawn = seeds(body.seed, body.n or 1)
-    looks, changes = body.looks(prepared.prompt), body.changes()
+    looks = body.looks(prepared.prompt)
     jobs = [
         Job(
             prepared.prompt,
             body.params(model, seed, most, logprobs),
             body.stops,
             constraint=prepared.constraint,
-            interventions=changes,
             **looks,
         )
         for seed in drawn

@@ -61,7 +61,6 @@ async def completions(call: Call) -> Response:
         most = call.service.limits.sequences
         raise ApiError(400, "invalid_value", f"{len(prompts)} prompts times n {n} is over {most} sequences", param="n")
     scored = body.logprobs if body.echo and body.logprobs is not None else None
-    changes = body.changes()
     max_tokens = 16 if body.max_tokens is None else body.max_tokens  # OpenAI's default
     jobs = [
         Job(
@@ -69,7 +68,6 @@ async def completions(call: Call) -> Response:
             body.params(model, seed, max_tokens, body.logprobs, scored),
             body.stops,
             continuing=any(token not in model.tokenizer.special_ids for token in prompt),
-            interventions=changes,
             **body.looks(prompt),
         )
         for prompt in prompts

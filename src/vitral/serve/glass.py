@@ -19,7 +19,7 @@ from vitral.serve.faults import ApiError
 from vitral.serve.observed import LIGHT
 from vitral.serve.run import Progress
 
-__all__ = ["InspectBody", "WatchBody", "Written", "changes", "document", "readings", "watches"]
+__all__ = ["GlassBody", "InspectBody", "WatchBody", "changes", "document", "readings", "watches"]
 
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 Counts = Annotated[list[Count], Field(min_length=1, max_length=4096)]
@@ -76,6 +76,26 @@ class InspectBody(Body):
     light: bool = False
     record: Annotated[list[WatchBody], Field(max_length=8)] = []
     format: Written = "lists"
+
+
+class GlassBody(Body):
+    """What every generating route may be asked to show and to change; ours."""
+
+    inspect: InspectBody | None = None
+    interventions: dict[str, Any] | None = None
+
+    def looks(self, prompt: Sequence[int]) -> dict[str, Any]:
+        """What a job of this prompt shows and changes, as arguments of `Job`; ApiError 400 says what is wrong."""
+        inspect = self.inspect or InspectBody()
+        return {
+            "watch": watches(inspect.record, len(prompt), "inspect.record"),
+            "light": len(prompt) - 1 if inspect.light else None,
+            "interventions": changes(self.interventions),
+        }
+
+    def shown(self, progress: Progress) -> dict[str, Any]:
+        """What an answer says besides if it was looked at: `inspect`."""
+        return {} if self.inspect is None else {"inspect": document(progress, self.inspect.format)}
 
 
 def watches(record: Sequence[WatchBody], n_prompt: int, where: str) -> tuple[Watch, ...]:

@@ -15,6 +15,7 @@ from vitral.serve.body import Body
 from vitral.serve.call import Call, json_response
 from vitral.serve.conversation import Prepared, Speaker, prepare
 from vitral.serve.faults import ApiError, error_body, to_api
+from vitral.serve.glass import GlassBody
 from vitral.serve.models import Model
 from vitral.serve.records import new_id
 from vitral.serve.run import Job, Run
@@ -103,7 +104,7 @@ class CountBody(Body):
     tool_choice: AnthropicChoice | None = None
 
 
-class MessagesBody(CountBody):
+class MessagesBody(CountBody, GlassBody):
     """Parameters of a message. `seed` is ours."""
 
     max_tokens: Annotated[int, Field(ge=1)]
@@ -130,14 +131,20 @@ async def messages(call: Call) -> Response:
         max_tokens=body.max_tokens,
         stop_ids=model.tokenizer.eos_ids,
     )
-    job = Job(prepared.prompt, params, tuple(body.stop_sequences or ()), constraint=prepared.constraint)
+    job = Job(
+        prepared.prompt,
+        params,
+        tuple(body.stop_sequences or ()),
+        constraint=prepared.constraint,
+        **body.looks(prepared.prompt),
+    )
     claimed = {"claimed_user": body.metadata.user_id} if body.metadata and body.metadata.user_id else {}
     run = Run(call.service, call.caller, model, call.route.path, [job], claimed)
     speaker = Speaker(prepared, seed)
     headers = {"x-vitral-record": run.record}
     if body.stream:
         return await EventStream.begin(
-            _stream(run, model, speaker),
+            _stream(run, model, body, speaker),
             lambda e: event(json.dumps(error_body(to_api(e), "anthropic")), "error"),
             headers,
             call.service.limits.stall_s,
@@ -152,9 +159,8 @@ async def messages(call: Call) -> Response:
         {"type": "tool_use", "id": each.id, "name": each.name, "input": _input(each.arguments)}
         for each in speaker.calls
     ]
-    return json_response(
-        {**_head(run, model), "content": content, **_stopped(run, speaker), "usage": _usage(run)}, headers
-    )
+    ended = {**_stopped(run, speaker), "usage": _usage(run), **body.shown(run.progress[0])}
+    return json_response({**_head(run, model), "content": content, **ended}, headers)
 
 
 async def count_tokens(call: Call) -> Response:
@@ -247,7 +253,7 @@ def _usage(run: Run) -> dict[str, int]:
     }
 
 
-async def _stream(run: Run, model: Model, speaker: Speaker) -> AsyncGenerator[bytes, None]:
+async def _stream(run: Run, model: Model, body: MessagesBody, speaker: Speaker) -> AsyncGenerator[bytes, None]:
     def say(kind: str, **data: Any) -> bytes:
         return event(json.dumps({"type": kind, **data}, ensure_ascii=False), kind)
 
@@ -274,5 +280,5 @@ async def _stream(run: Run, model: Model, speaker: Speaker) -> AsyncGenerator[by
                 yield say("content_block_delta", index=block, delta=news)
         if block >= 0:
             yield say("content_block_stop", index=block)
-        yield say("message_delta", delta=_stopped(run, speaker), usage=_usage(run))
+        yield say("message_delta", delta=_stopped(run, speaker), usage=_usage(run), **body.shown(run.progress[0]))
         yield say("message_stop")

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from vitral.serve.body import Body
 from vitral.serve.conversation import Form
+from vitral.serve.glass import GlassBody
 from vitral.serve.sampling import Metadata, Seed
 
 __all__ = ["ResponseBody", "plain_input"]
@@ -103,7 +104,7 @@ class TextOptions(Body):
     format: TextFormat | None = None
 
 
-class ResponseBody(Body):
+class ResponseBody(GlassBody):
     """Parameters of a response. `seed` is ours."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]

@@ -37,6 +37,10 @@ async def create(call: Call) -> Response:
     model = call.service.models.get(body.model)
     if body.background and (body.stream or body.store is False):
         raise ApiError(400, "invalid_value", "background needs store, and cannot be streamed", param="background")
+    if body.background and body.inspect is not None:
+        raise ApiError(
+            400, "invalid_value", "readings are not stored; ask for them without background", param="inspect"
+        )
     said = await _history(call, body) + plain_input(body.input)
     opening = [{"role": "system", "content": body.instructions}] if body.instructions else []
     prepared = await prepare(
@@ -137,7 +141,7 @@ class Answer:
             call.caller,
             model,
             call.route.path,
-            [Job(prepared.prompt, params, constraint=prepared.constraint)],
+            [Job(prepared.prompt, params, constraint=prepared.constraint, **body.looks(prepared.prompt))],
             notes(body),
         )
         self.speaker = Speaker(prepared, seed)
@@ -147,7 +151,7 @@ class Answer:
         async with self.run:
             async for piece in self.run.pieces():
                 self.speaker.take(piece)
-            return await self._keep(self.response(self._status()))
+            return await self._keep(self.response(self._status())) | self._shown()
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Its events."""
@@ -162,7 +166,8 @@ class Answer:
             for data in narrator.close():
                 yield data
             status = self._status()
-            yield narrator.response(status, await self._keep(self.response(status, narrator.items)))
+            kept = await self._keep(self.response(status, narrator.items))
+            yield narrator.response(status, kept | self._shown())
 
     async def in_background(self) -> None:
         """Without a client that waits; the outcome is stored, whatever it is."""
@@ -233,6 +238,9 @@ class Answer:
                 for c in self.speaker.calls
             ]
         return spoken
+
+    def _shown(self) -> dict[str, Any]:
+        return self._body.shown(self.run.progress[0])
 
     def _status(self) -> str:
         return "incomplete" if self.run.progress[0].finish == "length" else "completed"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from vitral.engine.interventions import Intervention
 from vitral.engine.request import SamplingParams
 from vitral.errors import RequestError
 from vitral.serve.body import Body
-from vitral.serve.glass import InspectBody, changes, document, watches
+from vitral.serve.glass import GlassBody
 from vitral.serve.models import Model
-from vitral.serve.run import Progress
 
 __all__ = ["Metadata", "SamplingBody", "Seed", "Stop", "StreamOptions", "logit_bias", "seeds"]
 
@@ -31,9 +29,9 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class SamplingBody(Body):
+class SamplingBody(GlassBody):
     """temperature, top_p, penalties, logit_bias, seed and stop as OpenAI has them; top_k, min_p and
-    repetition_penalty as vLLM and llama.cpp have them; inspect and interventions are ours."""
+    repetition_penalty as vLLM and llama.cpp have them."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -50,29 +48,11 @@ class SamplingBody(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
-    inspect: InspectBody | None = None
-    interventions: dict[str, Any] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Stop strings as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    def looks(self, prompt: Sequence[int]) -> dict[str, Any]:
-        """What a job of this prompt shows of its forward pass; ApiError 400 says what is wrong."""
-        inspect = self.inspect or InspectBody()
-        return {
-            "watch": watches(inspect.record, len(prompt), "inspect.record"),
-            "light": len(prompt) - 1 if inspect.light else None,
-        }
-
-    def changes(self) -> tuple[Intervention, ...]:
-        """What the jobs change of their forward pass; ApiError 400 says what is wrong."""
-        return changes(self.interventions)
-
-    def shown(self, progress: Progress) -> dict[str, Any]:
-        """What an answer says besides if it was looked at: `inspect`."""
-        return {} if self.inspect is None else {"inspect": document(progress, self.inspect.format)}
 
     @property
     def wants_usage(self) -> bool:
