@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -127,7 +131,8 @@ def test_a_batch_goes_on_after_the_server_was_killed_twice(tmp_path: Path, tiny_
 def test_a_line_that_ends_the_engine_gets_an_error_and_the_others_their_answers(
     start: Callable[..., Live], tmp_path: Path
 ) -> None:
-    server = start(PYTHONPATH=str(Path(__file__).with_name("fragile")))
+    path = [str(Path(__file__).with_name("fragile")), os.environ.get("PYTHONPATH", "")]
+    server = start(PYTHONPATH=os.pathsep.join(filter(None, path)))
     id = start_batch(server, 18, 20, poisoned=5)
     wait_until(lambda: server.http.get(f"/v1/batches/{id}").json()["request_counts"]["completed"] > 0)
     wait_until(lambda: server.http.get(f"/v1/batches/{id}").json()["status"] != "in_progress", 120)
@@ -169,14 +174,65 @@ def limit_file_size(pid: int, n: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (n, hard))
 
 
-def test_a_disk_that_fills_up_and_empties_again_loses_nothing(start: Callable[..., Live]) -> None:
-    server = start()
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Where the server keeps what it keeps; full at will."""
+
+    folder: Path
+    fill: Callable[[Live], None]
+    empty: Callable[[Live], None]
+
+
+def limited(folder: Path) -> Disk:
+    """A disk on which no file may grow any more."""
+    return Disk(
+        folder,
+        lambda server: limit_file_size(server.process.pid, 1),
+        lambda server: limit_file_size(server.process.pid, resource.RLIM_INFINITY),
+    )
+
+
+def mounted(folder: Path) -> Disk:
+    """A disk of 16 MiB that a ballast fills to the last byte."""
+    ballast = folder / "ballast"
+
+    def fill(server: Live) -> None:
+        with ballast.open("wb", buffering=0) as out, pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            while out.write(bytes(1 << 12)):
+                pass
+        assert shutil.disk_usage(folder).free == 0
+
+    return Disk(folder, fill, lambda server: ballast.unlink())
+
+
+@pytest.fixture(params=["a limit on files", "a file system that is full"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    if request.param == "a limit on files":
+        yield limited(tmp_path)
+        return
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "vitral-test", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield mounted(folder)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_and_empties_again_loses_nothing(disk: Disk, tiny_path: str) -> None:
+    with live(disk.folder, tiny_path) as server:
+        outlive(server, disk)
+
+
+def outlive(server: Live, disk: Disk) -> None:
     kept = [server.post("/v1/completions", {**SHORT, "seed": i}).json() for i in range(3)]
-    pid = server.process.pid
     batch = start_batch(server, 20, 40)
     events = server.events("/v1/completions", {**LONG, "seed": 5})
     assert "choices" in next(events)
-    limit_file_size(pid, 1)
+    disk.fill(server)
     *told, last = events
     assert last["error"]["code"] == "record_store_unavailable"  # without its record an answer has no end
     assert all(event["choices"][0]["finish_reason"] is None for event in told)
@@ -192,7 +248,7 @@ def test_a_disk_that_fills_up_and_empties_again_loses_nothing(start: Callable[..
     assert server.http.get("/health").status_code == 200
     assert server.http.get(f"/v1/records/{kept[0]['record']}").status_code == 200
     assert server.http.get(f"/v1/batches/{batch}").json()["status"] == "in_progress"  # it waits
-    limit_file_size(pid, resource.RLIM_INFINITY)
+    disk.empty(server)
     wait_until(lambda: server.post("/v1/completions", SHORT).status_code == 200)
     for answer in kept:
         assert server.post(f"/v1/records/{answer['record']}/replay", {}).json()["verdict"] == "EXACT"
