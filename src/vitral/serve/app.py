@@ -27,10 +27,10 @@ from vitral.serve.body import read_json, validated
 from vitral.serve.call import Call, Route, json_response
 from vitral.serve.faults import ApiError, error_body, to_api
 from vitral.serve.openapi import describe
+from vitral.serve.paging import asked
 from vitral.serve.routes import ROUTES
 from vitral.serve.service import Service
 from vitral.serve.sse import until_disconnect
-from vitral.serve.unsupported import UNSUPPORTED
 
 __all__ = ["Server", "build_app"]
 
@@ -113,7 +113,7 @@ class _Pipeline:
                 self._service.admission.enter() if answers else contextlib.nullcontext(),
                 traces.within(request.headers) if answers and traces is not None else contextlib.nullcontext(),
             ):
-                body = validated(self._route.body, data, UNSUPPORTED)
+                body = validated(self._route.body, data)
                 return await until_disconnect(receive, self._route.handler(self._call(caller, request, body)))
         except VitralError as error:
             api = to_api(error)
@@ -125,7 +125,8 @@ class _Pipeline:
         return json_response(error_body(api, self._route.dialect), api.headers, api.status)
 
     def _call(self, caller: Caller, request: Request, body: Any) -> Call:
-        return Call(self._service, caller, request, body, request.path_params, self._route)
+        query = asked(self._route.query, request.query_params.multi_items())
+        return Call(self._service, caller, request, body, request.path_params, self._route, query)
 
     def _caller(self, request: Request) -> Caller:
         if self._route.permission == "public":

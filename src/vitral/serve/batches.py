@@ -30,11 +30,11 @@ from vitral.serve.body import Body, parse_json, validated
 from vitral.serve.call import Call, Route, json_response
 from vitral.serve.faults import ApiError, error_body, not_found, to_api
 from vitral.serve.files import path_of, save
+from vitral.serve.paging import page
 from vitral.serve.records import new_id
 from vitral.serve.sampling import Metadata
 from vitral.serve.service import Service
 from vitral.serve.store import tables
-from vitral.serve.unsupported import UNSUPPORTED
 
 __all__ = ["BatchBody", "Batches", "cancel", "create", "list_batches", "one_batch"]
 
@@ -93,8 +93,8 @@ async def create(call: Call) -> Response:
 
 async def list_batches(call: Call) -> Response:
     """One's batches, newest first."""
-    data = await call.service.store.newest(tables.batches, call.caller.tenant, 1000)
-    return json_response({"object": "list", "data": [_shown(call, each) for each in data], "has_more": False})
+    data = await call.service.store.newest(tables.batches, call.caller.tenant, 10_000)
+    return json_response(page([_shown(call, each) for each in data], call.query))
 
 
 async def one_batch(call: Call) -> Response:
@@ -246,7 +246,7 @@ class Batches:
                     raise ApiError(
                         400, "invalid_value", "a batch cannot be streamed, nor run in the background", param="stream"
                     )
-                checked = validated(route.body, body, UNSUPPORTED)  # type: ignore[arg-type]
+                checked = validated(route.body, body)  # type: ignore[arg-type]
                 async with self._company.entered(alone=lost > 0):
                     deaths = _deaths(service, body)
                     response = await route.handler(Call(service, caller, None, checked, {}, route))  # type: ignore[arg-type]

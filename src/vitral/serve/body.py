@@ -8,18 +8,22 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from vitral.serve.faults import ApiError
+from vitral.serve.unsupported import UNSUPPORTED, without_needless
 
 __all__ = ["Body", "Limits", "parse_json", "read_body", "validated"]
 
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_KINDS = ("str", "int", "float", "bool", "list", "dict")
 _THREAD_FROM = 256 << 10  # bytes from which parsing leaves the event loop
 
 
@@ -101,16 +105,17 @@ def parse_json(data: bytes, depth: int) -> Any:
     return value
 
 
-def validated(model: type[B], data: Any, unsupported: dict[str, str]) -> B:
-    """The parameters, checked; the first that is wrong is named. `unsupported` says why a known one is refused."""
+def validated(model: type[B], data: Any) -> B:
+    """The parameters, checked; the first that is wrong is named, and why one that others know is refused here."""
     if not isinstance(data, dict):
         raise ApiError(400, "invalid_type", f"the body is a JSON {type(data).__name__}; an object is wanted")
-    for name in data.keys() & unsupported.keys():
-        raise ApiError(400, "unsupported_parameter", f"{name} is not supported: {unsupported[name]}", param=name)
+    data = without_needless(data)
+    for name in data.keys() & UNSUPPORTED.keys() - model.model_fields.keys():
+        raise ApiError(400, "unsupported_parameter", f"{name} is not supported: {UNSUPPORTED[name]}", param=name)
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = _clearest(error.errors(include_url=False))
         where = _path(first["loc"])
         if first["type"] == "extra_forbidden":
             names = ", ".join(sorted(field.alias or name for name, field in model.model_fields.items()))
@@ -124,17 +129,28 @@ def validated(model: type[B], data: Any, unsupported: dict[str, str]) -> B:
         raise ApiError(400, code, message, param=where) from None
 
 
+def _clearest(errors: Sequence[ErrorDetails]) -> ErrorDetails:
+    """The first, or where its value may be of several kinds, what is wrong in the kind that comes closest."""
+    first, *others = errors
+    before = first["loc"][:-1]
+    if not before or not _is_kind(first["loc"][-1]):
+        return first
+    same = [each for each in others if each["loc"][: len(before)] == before and len(each["loc"]) > len(first["loc"])]
+    return max(same, key=lambda each: len(each["loc"]), default=first)
+
+
+def _is_kind(part: int | str) -> bool:
+    """Whether a part of a location names a branch of a union, not a field."""
+    return isinstance(part, str) and (not part.isidentifier() or part in _KINDS or part[0].isupper())
+
+
 def _path(location: tuple[int | str, ...]) -> str:
     """`messages[0].content`; the names of a union's branches are left out."""
     text = ""
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif (
-            part.isidentifier()
-            and part not in ("str", "int", "float", "bool", "list", "dict")
-            and not part[0].isupper()
-        ):
+        elif not _is_kind(part):
             text += f".{part}" if text else part
     return text or "body"
 

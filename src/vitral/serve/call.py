@@ -13,6 +13,7 @@ from starlette.responses import Response
 from vitral.serve.access import Caller, Permission
 from vitral.serve.body import Body
 from vitral.serve.faults import Dialect
+from vitral.serve.paging import Query
 from vitral.serve.service import Service
 
 __all__ = ["Call", "Handler", "Route", "json_response"]
@@ -20,7 +21,7 @@ __all__ = ["Call", "Handler", "Route", "json_response"]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One verified request: `body` is checked, `path` holds the parts of the address that vary."""
+    """One verified request: `body` and `query` are checked, `path` holds the parts of the address that vary."""
 
     service: Service
     caller: Caller
@@ -28,6 +29,7 @@ class Call:
     body: Any
     path: Mapping[str, str]
     route: Route
+    query: Any = None
 
 
 Handler = Callable[[Call], Coroutine[Any, Any, Response]]
@@ -40,7 +42,7 @@ class Route:
 
     permission: who may. scanned: the places in the body that hold a user's words, for what looks at them. recorded:
     "answer" writes a record with usage, "nothing" leaves no trace but a count. body: the parameters, None for none;
-    "upload" for a multipart form.
+    "upload" for a multipart form. query: what may stand after the `?`.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -51,6 +53,7 @@ class Route:
     recorded: Recorded
     body: type[Body] | Literal["upload"] | None
     dialect: Dialect = "openai"
+    query: type[Query] = Query
 
     @property
     def summary(self) -> str:

@@ -90,6 +90,24 @@ class ChosenTool(Body):
     function: ChosenFunction
 
 
+class AllowedTools(Body):
+    """Those of the tools that may be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenTool], Field(min_length=1, max_length=128)]
+
+
+class AllowedChoice(Body):
+    """All tools are shown, some may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+    def plain(self) -> dict[str, Any]:
+        """For `prepare`."""
+        return {"type": self.type, **self.allowed_tools.model_dump()}
+
+
 class JsonSchema(Body):
     """A schema for the answer. With or without `strict`, the answer obeys it."""
 
@@ -126,7 +144,7 @@ class ChatBody(SamplingBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[ToolBody], Field(min_length=1, max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
     metadata: Metadata | None = None
     store: Literal[False] | None = None
@@ -144,13 +162,15 @@ async def chat(call: Call) -> Response:
         raise ApiError(
             400, "invalid_value", "max_tokens and max_completion_tokens differ; give one", param="max_tokens"
         )
-    choice = body.tool_choice
+    choice: Any = body.tool_choice or "auto"
+    if isinstance(choice, Body):
+        choice = choice.plain() if isinstance(choice, AllowedChoice) else choice.model_dump()
     prepared = await prepare(
         model,
         plain_messages(body.messages),
         body.response_format.form() if body.response_format else None,
         [tool.model_dump(exclude_none=True) for tool in body.tools] if body.tools else None,
-        choice.model_dump() if isinstance(choice, ChosenTool) else choice or "auto",
+        choice,
         parallel=body.parallel_tool_calls is not False,
     )
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens

@@ -54,8 +54,6 @@ async def completions(call: Call) -> Response:
         )
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "invalid_value", "stream_options needs stream to be true", param="stream_options")
-    if body.echo and body.stream:
-        raise ApiError(400, "invalid_value", "echo cannot be streamed; leave one of them out", param="echo")
     prompts = await prompt_ids(model, body.prompt)
     if len(prompts) * n > call.service.limits.sequences:
         most = call.service.limits.sequences
@@ -138,7 +136,18 @@ async def _stream(run: Run, model: Model, body: CompletionBody) -> AsyncGenerato
     async with run:
         start = json.dumps(_head(run, model), ensure_ascii=False, separators=(",", ":"))[:-1]
         offsets = [0] * len(run.progress)
+        echoed: set[int] = set()
         async for piece in run.pieces():
+            if body.echo and piece.index not in echoed:
+                echoed.add(piece.index)
+                progress = run.progress[piece.index]
+                prompt = progress.sequence.prompt
+                shown = model.tokenizer.decode(prompt, skip_special=True)
+                scores = _logprobs(model.tokenizer, prompt[:1], progress.prompt_scores or (), ())
+                before = {"logprobs": scores if body.logprobs is not None else None, "finish_reason": None}
+                offsets[piece.index] = len(shown)
+                choice = {"index": piece.index, "text": shown, **before}
+                yield f'data: {start},"choices":[{json.dumps(choice, ensure_ascii=False)}]{end}'.encode()
             logprobs = None
             if body.logprobs is not None:
                 logprobs = _logprobs(

@@ -5,7 +5,8 @@ tools, a form that the answer is held to, and an answer that is text and calls.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from vitral.engine.tool_parser import Delta, TextDelta, ToolCall, ToolParser, me
 from vitral.engine.tools import CallFormat, ToolChoice, call_id, use_tools
 from vitral.errors import RequestError
 from vitral.serve.constraints import constraint_to
+from vitral.serve.faults import ApiError
 from vitral.serve.models import Model
 from vitral.serve.run import Piece
 
@@ -24,15 +26,17 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What an answer must be: a JSON object, or of a schema. Without either: free text."""
+    """What an answer must be: a JSON object, or of a schema. Without either: free text. param: who says so."""
 
     schema: Any = None
     json_object: bool = False
+    param: str = "response_format"
 
     def constraint(self) -> Constraint | None:
-        """For the engine; RequestError names a keyword that cannot be honoured."""
+        """For the engine; ApiError 400 names a keyword that cannot be honoured."""
         if self.schema is not None:
-            return Constraint.json_schema(self.schema)
+            with _blamed(self.param):
+                return Constraint.json_schema(self.schema)
         return Constraint.json_object() if self.json_object else None
 
 
@@ -43,6 +47,7 @@ class Prepared:
     prompt: tuple[int, ...]
     constraint: str | None
     format: CallFormat | None
+    continuing: bool = False
 
 
 async def prepare(
@@ -53,12 +58,15 @@ async def prepare(
     choice: ToolChoice = "auto",
     *,
     parallel: bool = True,
+    continuing: bool = False,
 ) -> Prepared:
     """Render, encode and compile, on a thread: the template is a stranger's program. `tools` are in OpenAI's form.
 
-    Raises RequestError or TemplateError for what cannot be done.
+    choice: as `ToolChoice`, or OpenAI's {"type": "allowed_tools", "mode": ..., "tools": [...]}.
+    continuing: the last message is the beginning of the answer.
+    Raises ApiError, RequestError or TemplateError for what cannot be done.
     """
-    return await asyncio.to_thread(_prepare, model, messages, form or Form(), tools, choice, parallel)
+    return await asyncio.to_thread(_prepare, model, messages, form or Form(), tools, choice, parallel, continuing)
 
 
 def _prepare(
@@ -68,11 +76,17 @@ def _prepare(
     tools: Sequence[Mapping[str, Any]] | None,
     choice: ToolChoice,
     parallel: bool,
+    continuing: bool,
 ) -> Prepared:
     constraint = form.constraint()
-    if not tools and choice not in ("auto", "none"):
-        raise RequestError("tool_choice asks for a call, but there are no tools; give tools, or leave it out")
-    use = use_tools(model.tokenizer, tools, choice, parallel=parallel) if tools else None
+    callable = tools
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        callable, choice = _allowed(tools or (), choice)
+    with _blamed("tool_choice"):
+        if not tools and choice not in ("auto", "none"):
+            raise RequestError("tool_choice asks for a call, but there are no tools; give tools, or leave it out")
+    with _blamed("tools"):
+        use = use_tools(model.tokenizer, callable, choice, parallel=parallel) if callable else None
     if choice == "none":
         use = None
     if use is not None and constraint is not None:
@@ -81,13 +95,41 @@ def _prepare(
         messages_for_template(messages),
         tools=tools if use is not None else None,
         template=None if use is None else use.template,
+        continuing=continuing,
     )
     if use is not None:
         constraint = use.constraint
+    if constraint is not None and continuing:
+        raise RequestError("an answer that goes on from your own words cannot be held to a form, nor call tools")
     if constraint is not None:
         model.need("constraints", "an answer held to a form, or calls of tools")
     wire = None if constraint is None else constraint_to(constraint)
-    return Prepared(tuple(prompt), wire, None if use is None else use.format)
+    return Prepared(tuple(prompt), wire, None if use is None else use.format, continuing)
+
+
+def _allowed(
+    tools: Sequence[Mapping[str, Any]], choice: Mapping[str, Any]
+) -> tuple[Sequence[Mapping[str, Any]], ToolChoice]:
+    """The tools that may be called, of those that the model sees, and whether one must be."""
+    names = [tool["function"]["name"] for tool in choice["tools"]]
+    known = {tool["function"]["name"]: tool for tool in tools}
+    with _blamed("tool_choice"):
+        for name in names:
+            if name not in known:
+                raise RequestError(f"tool_choice names {name!r}; the tools are {', '.join(known) or 'none'}")
+    return [known[name] for name in dict.fromkeys(names)], choice["mode"]
+
+
+@contextmanager
+def _blamed(param: str) -> Iterator[None]:
+    """A RequestError as an ApiError that names the parameter."""
+    try:
+        yield
+    except ApiError:
+        raise
+    except RequestError as error:
+        named = "tool_choice" if str(error).startswith("tool_choice") else param
+        raise ApiError(400, "invalid_value", str(error), param=named) from None
 
 
 @dataclass(slots=True)

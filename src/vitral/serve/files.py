@@ -16,6 +16,7 @@ from starlette.responses import FileResponse, Response
 from vitral.errors import RecordStoreError
 from vitral.serve.call import Call, json_response
 from vitral.serve.faults import ApiError, not_found
+from vitral.serve.paging import page
 from vitral.serve.records import new_id
 from vitral.serve.service import Service
 from vitral.serve.store import tables
@@ -80,7 +81,8 @@ async def save(service: Service, tenant: str, name: str, purpose: str, data: byt
 async def list_files(call: Call) -> Response:
     """One's files, newest first."""
     data = await call.service.store.newest(tables.files, call.caller.tenant, 10_000)
-    return json_response({"object": "list", "data": data, "has_more": False})
+    purpose = call.query.purpose
+    return json_response(page([file for file in data if purpose in (None, file["purpose"])], call.query))
 
 
 async def one_file(call: Call) -> Response:

@@ -135,6 +135,7 @@ async def messages(call: Call) -> Response:
         prepared.prompt,
         params,
         tuple(body.stop_sequences or ()),
+        continuing=prepared.continuing,
         constraint=prepared.constraint,
         **body.looks(prepared.prompt),
     )
@@ -194,7 +195,12 @@ async def _prepare(model: Model, body: CountBody) -> Prepared:
         named = {"type": "function", "function": {"name": choice.name}}
         wanted = {"auto": "auto", "any": "required", "none": "none", "tool": named}[choice.type]
     parallel = not (choice is not None and choice.disable_parallel_tool_use)
-    return await prepare(model, plain, None, tools or None, wanted, parallel=parallel)
+    begun = plain[-1]["role"] == "assistant" and not plain[-1].get("tool_calls")
+    if begun and plain[-1]["content"] != plain[-1]["content"].rstrip():
+        raise ApiError(
+            400, "invalid_value", "the last message, which the answer goes on from, ends in blanks; remove them"
+        )
+    return await prepare(model, plain, None, tools or None, wanted, parallel=parallel, continuing=begun)
 
 
 def _plain(message: AnthropicMessage) -> list[dict[str, Any]]:

@@ -81,6 +81,11 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
             for name in names
         ]
+    asked = route.query.model_json_schema()["properties"] if route.query.model_fields else {}
+    if asked:
+        operation.setdefault("parameters", []).extend(
+            {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in asked.items()
+        )
     if isinstance(route.body, type):
         schema = {"$ref": f"#/components/schemas/{route.body.__name__}"}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}

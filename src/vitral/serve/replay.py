@@ -19,6 +19,7 @@ from vitral.serve.constraints import constraint_from
 from vitral.serve.engines import Ask, Ended, EngineEvent, Token
 from vitral.serve.models import Model
 from vitral.serve.records import params_from
+from vitral.serve.run import salt_of
 
 __all__ = ["Difference", "Report", "Step", "environment", "jobs_of", "replay_here", "replay_on", "report"]
 
@@ -122,7 +123,7 @@ async def _replayed(model: Model, record: Mapping[str, Any], tenant: str) -> Rep
             job.prompt,
             job.params,
             tenant,
-            b"replay",
+            salt_of(tenant) + b"replay",  # computed anew, and nobody times what another tenant replayed
             digests=True,
             constraint=job.constraint,
             adapter=model.adapter,

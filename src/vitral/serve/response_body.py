@@ -11,7 +11,7 @@ from vitral.serve.conversation import Form
 from vitral.serve.glass import GlassBody
 from vitral.serve.sampling import Metadata, Seed
 
-__all__ = ["ResponseBody", "plain_input"]
+__all__ = ["ResponseBody", "items_of", "plain_input"]
 
 
 class InputText(Body):
@@ -78,6 +78,14 @@ class ResponseChoice(Body):
     name: Annotated[str, Field(max_length=64)]
 
 
+class ResponseAllowed(Body):
+    """Those of the tools that may be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ResponseChoice], Field(min_length=1, max_length=128)]
+
+
 class TextFormat(Body):
     """The form of the answer."""
 
@@ -95,7 +103,7 @@ class TextFormat(Body):
 
     def form(self) -> Form:
         """For the engine."""
-        return Form(self.schema_, self.type == "json_object")
+        return Form(self.schema_, self.type == "json_object", "text.format")
 
 
 class TextOptions(Body):
@@ -122,13 +130,16 @@ class ResponseBody(GlassBody):
     seed: Seed | None = None
     text: TextOptions | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponseChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseChoice | ResponseAllowed | None = None
     parallel_tool_calls: bool | None = None
 
     def chosen(self) -> Any:
         """tool_choice in the form of chat completions."""
         if isinstance(self.tool_choice, ResponseChoice):
             return {"type": "function", "function": {"name": self.tool_choice.name}}
+        if isinstance(self.tool_choice, ResponseAllowed):
+            tools = [{"type": "function", "function": {"name": tool.name}} for tool in self.tool_choice.tools]
+            return {"type": "allowed_tools", "mode": self.tool_choice.mode, "tools": tools}
         return self.tool_choice or "auto"
 
 
@@ -154,3 +165,17 @@ def plain_input(given: str | list[Item]) -> list[dict[str, Any]]:
             text = item.content if isinstance(item.content, str) else "\n".join(part.text for part in item.content)
             plain.append({"role": "system" if item.role == "developer" else item.role, "content": text})
     return plain
+
+
+def items_of(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """A message of `plain_input` as items again."""
+    if message["role"] == "tool":
+        return [{"type": "function_call_output", "call_id": message["tool_call_id"], "output": message["content"]}]
+    kind = "output_text" if message["role"] == "assistant" else "input_text"
+    part = {"type": kind, "text": message["content"]} | ({"annotations": []} if kind == "output_text" else {})
+    calls = message.get("tool_calls", [])
+    said = [{"type": "message", "role": message["role"], "content": [part]}] if message["content"] or not calls else []
+    return said + [
+        {"type": "function_call", "call_id": call["id"], **{k: call["function"][k] for k in ("name", "arguments")}}
+        for call in calls
+    ]

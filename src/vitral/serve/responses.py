@@ -20,8 +20,9 @@ from vitral.serve.call import Call, json_response
 from vitral.serve.conversation import Prepared, Speaker, prepare
 from vitral.serve.faults import ApiError, error_body, not_found, to_api
 from vitral.serve.models import Model
+from vitral.serve.paging import page
 from vitral.serve.records import new_id
-from vitral.serve.response_body import ResponseBody, plain_input
+from vitral.serve.response_body import ResponseBody, items_of, plain_input
 from vitral.serve.response_events import Narrator
 from vitral.serve.run import Job, Run
 from vitral.serve.sampling import notes, seeds
@@ -85,11 +86,9 @@ async def retrieve(call: Call) -> Response:
 async def input_items(call: Call) -> Response:
     """What a stored response answered."""
     stored = await _stored(call, call.path["id"])
-    data = [
-        {"id": f"msg_{i}", "type": "message", "status": "completed", **item} for i, item in enumerate(stored["said"])
-    ]
-    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return json_response({"object": "list", "data": data, **ends, "has_more": False})
+    items = [item for message in stored["said"] for item in items_of(message)]
+    numbered = [{"id": f"item_{i}", "status": "completed", **item} for i, item in enumerate(items)]
+    return json_response(page(numbered[::-1], call.query))
 
 
 async def cancel(call: Call) -> Response:

@@ -20,6 +20,7 @@ from vitral.serve import (
     tokens,
 )
 from vitral.serve.call import Route
+from vitral.serve.paging import Beta, FilesQuery, ListQuery
 
 __all__ = ["ROUTES"]
 
@@ -36,10 +37,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("POST", "/v1/responses", responses.create, "infer", _SAID, "answer", responses.ResponseBody),
     Route("GET", "/v1/responses/{id}", responses.retrieve, "infer", (), "nothing", None),
-    Route("GET", "/v1/responses/{id}/input_items", responses.input_items, "infer", (), "nothing", None),
+    Route(
+        "GET", "/v1/responses/{id}/input_items", responses.input_items, "infer", (), "nothing", None, query=ListQuery
+    ),
     Route("POST", "/v1/responses/{id}/cancel", responses.cancel, "infer", (), "nothing", None),
     Route("DELETE", "/v1/responses/{id}", responses.delete, "infer", (), "nothing", None),
-    Route("POST", "/v1/messages", messages.messages, "infer", _ASKED, "answer", messages.MessagesBody, "anthropic"),
+    Route(
+        "POST", "/v1/messages", messages.messages, "infer", _ASKED, "answer", messages.MessagesBody, "anthropic", Beta
+    ),
     Route(
         "POST",
         "/v1/messages/count_tokens",
@@ -49,6 +54,7 @@ ROUTES: tuple[Route, ...] = (
         "nothing",
         messages.CountBody,
         "anthropic",
+        Beta,
     ),
     Route("POST", "/v1/inspect", inspection.inspect, "infer", _TEXT, "answer", inspection.InspectionBody),
     Route("POST", "/v1/embeddings", embeddings.embeddings, "infer", ("input",), "answer", embeddings.EmbeddingsBody),
@@ -57,12 +63,12 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/tokenize", tokens.tokenize, "infer", (), "nothing", tokens.TokenizeBody),
     Route("POST", "/v1/detokenize", tokens.detokenize, "infer", (), "nothing", tokens.DetokenizeBody),
     Route("POST", "/v1/files", files.upload, "infer", (), "nothing", "upload"),
-    Route("GET", "/v1/files", files.list_files, "infer", (), "nothing", None),
+    Route("GET", "/v1/files", files.list_files, "infer", (), "nothing", None, query=FilesQuery),
     Route("GET", "/v1/files/{id}", files.one_file, "infer", (), "nothing", None),
     Route("GET", "/v1/files/{id}/content", files.content, "infer", (), "nothing", None),
     Route("DELETE", "/v1/files/{id}", files.delete, "infer", (), "nothing", None),
     Route("POST", "/v1/batches", batches.create, "infer", (), "nothing", batches.BatchBody),
-    Route("GET", "/v1/batches", batches.list_batches, "infer", (), "nothing", None),
+    Route("GET", "/v1/batches", batches.list_batches, "infer", (), "nothing", None, query=ListQuery),
     Route("GET", "/v1/batches/{id}", batches.one_batch, "infer", (), "nothing", None),
     Route("POST", "/v1/batches/{id}/cancel", batches.cancel, "infer", (), "nothing", None),
     Route("GET", "/v1/records/{id}", record_routes.read_record, "infer", (), "nothing", None),

@@ -44,12 +44,18 @@ class ScoreBody(Body):
         return self
 
 
+class Document(Body):
+    """A document as other servers take it."""
+
+    text: Words
+
+
 class RerankBody(Body):
-    """Documents to be ordered by how well they answer the query."""
+    """Documents, texts or {"text": ...}, to be ordered by how well they answer the query."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     query: Words
-    documents: Annotated[list[Words], Field(min_length=1, max_length=128)]
+    documents: Annotated[list[Words | Document], Field(min_length=1, max_length=128)]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = True
 
@@ -81,13 +87,14 @@ async def rerank(call: Call) -> Response:
     """Documents, the most relevant first."""
     body: RerankBody = call.body
     model = call.service.models.get(body.model)
-    pairs = [(_BEFORE_QUERY.format(document), " " + body.query) for document in body.documents]
+    texts = [document if isinstance(document, str) else document.text for document in body.documents]
+    pairs = [(_BEFORE_QUERY.format(text), " " + body.query) for text in texts]
     run, found = await _likelihoods(call, model, pairs)
     relevance = [math.exp(sum(values) / len(values)) for values in found]
     order = sorted(range(len(relevance)), key=lambda i: (-relevance[i], i))[: body.top_n]
     results = [
         {"index": i, "relevance_score": relevance[i]}
-        | ({"document": {"text": body.documents[i]}} if body.return_documents else {})
+        | ({"document": {"text": texts[i]}} if body.return_documents else {})
         for i in order
     ]
     return json_response(
@@ -104,7 +111,12 @@ async def _likelihoods(call: Call, model: Model, pairs: Sequence[tuple[str, str]
     starts = [_shared(context, whole) for context, whole in zip(contexts, wholes, strict=True)]
     for index, (start, whole) in enumerate(zip(starts, wholes, strict=True)):
         if not 0 < start < len(whole):
-            raise ApiError(400, "invalid_value", f"pair {index} leaves no token to be scored after another one")
+            raise ApiError(
+                400,
+                "invalid_value",
+                f"the texts of pair {index} make one token together, so none comes after another; begin text_2 with a space",
+                param="text_2",
+            )
     jobs = [Job(whole, SamplingParams(max_tokens=0, prompt_logprobs=0, seed=0)) for whole in wholes]
     run = Run(call.service, call.caller, model, call.route.path, jobs)
     async with run:

@@ -118,17 +118,13 @@ class Store:
         query = sa.delete(table).where(table.c.id == id, table.c.tenant == tenant)
         return bool(await self.write(lambda connection: connection.execute(query).rowcount))
 
-    async def newest(
-        self, table: sa.TableClause, tenant: str | None, limit: int, after: str | None = None
-    ) -> list[StoredObject]:
-        """Objects of a tenant (None: of all), newest first, those behind `after` alone."""
-        query = sa.select(table.c.id, table.c.body).order_by(table.c.created.desc(), table.c.id.desc())
+    async def newest(self, table: sa.TableClause, tenant: str | None, limit: int) -> list[StoredObject]:
+        """Objects of a tenant (None: of all), newest first."""
+        query = sa.select(table.c.body).order_by(table.c.created.desc(), table.c.id.desc()).limit(limit)
         if tenant is not None:
             query = query.where(table.c.tenant == tenant)
         rows = await self.read(lambda connection: connection.execute(query).all())
-        ids = [row.id for row in rows]
-        first = ids.index(after) + 1 if after in ids else 0
-        return [json.loads(row.body) for row in rows[first : first + limit]]
+        return [json.loads(row.body) for row in rows]
 
     def _migrate(self) -> None:
         from alembic import command

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["UNSUPPORTED"]
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["UNSUPPORTED", "without_needless"]
 
 _CLOUD = "it belongs to OpenAI's own service"
 _SOUND = "the models served here read and write text alone"
@@ -34,3 +37,27 @@ UNSUPPORTED: dict[str, str] = {
     "verbosity": "say in the prompt how long the answer shall be",
     "web_search_options": "the server reaches nothing outside",
 }
+
+_NEEDLESS: dict[str, tuple[Any, ...]] = {
+    "function_call": ("none",),
+    "include": ([],),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "service_tier": ("auto", "default", "standard_only"),
+    "suffix": ("",),
+    "thinking": ({"type": "disabled"},),
+    "truncation": ("disabled",),
+}
+
+
+def without_needless(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters without those of `UNSUPPORTED` whose value asks for what is done anyway, or is null.
+
+    >>> without_needless({"model": "m", "truncation": "disabled", "include": ["x"]})
+    {'model': 'm', 'include': ['x']}
+    """
+    return {
+        name: value
+        for name, value in data.items()
+        if name not in UNSUPPORTED or (value is not None and value not in _NEEDLESS.get(name, ()))
+    }

@@ -16,6 +16,7 @@ from vitral.tokenizer.sandbox import compiled
 from vitral.tokenizer.special import Specials
 
 __all__ = ["DEFAULT", "Message", "built_in", "built_in_names", "choose_template", "marked", "parts_of", "render"]
+__all__ += ["up_to_end", "with_end"]
 
 Message = Mapping[str, Any]
 
@@ -129,6 +130,21 @@ def marked(values: Any, specials: Specials) -> tuple[Any, str]:
         return text
 
     return _mapped(values, broken), mark
+
+
+def with_end(message: Message, mark: str) -> Message:
+    """The message with its end marked, by two marks in a row: `marked` writes but one. TemplateError if it is no text."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+        raise TemplateError("the last message has no text, so no answer can go on from it; give it some")
+    return {**message, "content": message["content"] + mark * 2}
+
+
+def up_to_end(rendered: str, mark: str) -> str:
+    """A rendered chat up to the end that `with_end` marked. TemplateError if the template does not show it once."""
+    before, *after = rendered.split(mark * 2)
+    if len(after) != 1:
+        raise TemplateError(f"the template shows the last message {len(after)} times, so no answer can go on from it")
+    return before
 
 
 def parts_of(rendered: str, mark: str, specials: Specials) -> list[str | int]:

@@ -195,8 +195,10 @@ class Tokenizer:
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,
         date: datetime | None = None,
+        continuing: bool = False,
     ) -> list[int]:
-        """Ids of a chat; parameters as for `render_chat`.
+        """Ids of a chat; parameters as for `render_chat`. continuing: the last message is the beginning of the answer,
+        and the ids end where its text does.
 
         Control tokens come from the template alone: what the messages, tools, documents and variables hold of their
         texts is encoded as plain text. BOS is added where the model wants one and the template wrote none.
@@ -204,15 +206,19 @@ class Tokenizer:
         given = [list(messages), tools, documents, dict(variables or {})]
         safe, mark = chat.marked(given, self.specials)
         safe_messages, safe_tools, safe_documents, safe_variables = safe
+        if continuing:
+            safe_messages[-1] = chat.with_end(safe_messages[-1], mark)
         rendered = self.render_chat(
             safe_messages,
             tools=safe_tools,
             documents=safe_documents,
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=add_generation_prompt and not continuing,
             template=template,
             variables=safe_variables,
             date=date,
         )
+        if continuing:
+            rendered = chat.up_to_end(rendered, mark)
         ids = self.encode_parts(chat.parts_of(rendered, mark, self.specials), add_special=False)
         return [self.bos_id, *ids] if self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id] else ids
 
