@@ -159,3 +159,17 @@ def test_an_anthropic_answer_goes_on_from_the_last_message_if_that_is_the_assist
     assert streamed == answer["content"][0]["text"]
     begun["messages"][-1]["content"] += " "
     assert "blanks" in server.post("/v1/messages", begun).json()["error"]["message"]
+
+
+def test_a_response_s_log_probabilities_are_those_of_a_chat(server: Live) -> None:
+    chat = {**HI, "max_tokens": 5, "temperature": 0, "logprobs": True, "top_logprobs": 2}
+    wanted = server.post("/v1/chat/completions", chat).json()["choices"][0]["logprobs"]["content"]
+    asked = {**SAY, "max_output_tokens": 5, "temperature": 0, "top_logprobs": 2}
+    refused = server.post("/v1/responses", asked)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "top_logprobs")
+    asked["include"] = ["message.output_text.logprobs"]
+    assert server.post("/v1/responses", asked).json()["output"][0]["content"][0]["logprobs"] == wanted
+    events = list(server.events("/v1/responses", asked))
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [entry for event in deltas for entry in event["logprobs"]] == wanted
+    assert events[-1]["response"]["output"][0]["content"][0]["logprobs"] == wanted

@@ -19,7 +19,7 @@ from vitral.serve.engines import Ask, Ended, Token
 from vitral.serve.records import params_to
 from vitral.serve.replay import replay_on
 
-ROUNDS = 7
+ROUNDS = 5
 
 
 def test_what_another_key_asked_cannot_be_timed(tmp_path: Path, smollm2: Path) -> None:

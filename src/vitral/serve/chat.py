@@ -23,7 +23,7 @@ from vitral.serve.sampling import Metadata, SamplingBody, notes, seeds
 from vitral.serve.sse import EventStream, event
 from vitral.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["ChatBody", "Message", "chat", "plain_messages", "usage_of"]
+__all__ = ["ChatBody", "Message", "chat", "plain_messages", "token_logprobs", "usage_of"]
 
 FINISH = {"stop": "stop", "length": "length", "cancelled": "stop", "error": "stop"}
 
@@ -317,12 +317,17 @@ def _delta(delta: Delta) -> str:
 
 
 def _logprobs(tokenizer: Tokenizer, scores: Sequence[TokenScore]) -> dict[str, Any]:
+    return {"content": token_logprobs(tokenizer, scores), "refusal": None}
+
+
+def token_logprobs(tokenizer: Tokenizer, scores: Sequence[TokenScore]) -> list[dict[str, Any]]:
+    """Each token with its log-probability and those of the likeliest, as OpenAI's chats and responses have them."""
+
     def entry(token: int, logprob: float) -> dict[str, Any]:
         data = tokenizer.token_bytes(token) if token < tokenizer.vocab_size else b""
         return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
 
-    content = [
+    return [
         {**entry(score.token, score.logprob), "top_logprobs": [entry(token, value) for token, value in score.top]}
         for score in scores
     ]
-    return {"content": content, "refusal": None}

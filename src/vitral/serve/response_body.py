@@ -128,6 +128,8 @@ class ResponseBody(GlassBody):
     metadata: Metadata | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
     seed: Seed | None = None
+    include: Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=1)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     text: TextOptions | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseChoice | ResponseAllowed | None = None

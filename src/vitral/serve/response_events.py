@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from vitral.engine.tool_parser import Delta, TextDelta, ToolCallDelta
-from vitral.serve.conversation import Speaker
 from vitral.serve.records import new_id
 from vitral.serve.sse import event
 
@@ -22,24 +21,20 @@ class Narrator:
         self._number = 0
         self._open: str | int | None = None  # "text", or the index of a call
 
-    @staticmethod
-    def items_of(speaker: Speaker) -> list[dict[str, Any]]:
-        """The items of an answer that was not streamed."""
-        items = [_text_item(speaker.text)] if speaker.text or not speaker.calls else []
-        return items + [_call_item(call.id, call.name, call.arguments) for call in speaker.calls]
-
     def response(self, kind: str, response: dict[str, Any]) -> bytes:
         """`response.created`, `.in_progress`, `.completed` or `.incomplete`."""
         return self._say(f"response.{kind}", response=response)
 
-    def delta(self, delta: Delta) -> Iterator[bytes]:
-        """What a delta makes happen."""
+    def delta(self, delta: Delta, logprobs: list[dict[str, Any]]) -> Iterator[bytes]:
+        """What a delta makes happen; `logprobs` are those of its text's tokens."""
         if isinstance(delta, TextDelta):
             if self._open != "text":
                 yield from self.close()
                 yield from self._open_text()
-            self.items[-1]["content"][0]["text"] += delta.text
-            yield self._say("response.output_text.delta", **self._part(), delta=delta.text, logprobs=[])
+            part = self.items[-1]["content"][0]
+            part["text"] += delta.text
+            part["logprobs"] += logprobs
+            yield self._say("response.output_text.delta", **self._part(), delta=delta.text, logprobs=logprobs)
         else:
             if self._open != delta.index:
                 yield from self.close()
@@ -48,6 +43,12 @@ class Narrator:
             if delta.arguments:
                 yield self._say("response.function_call_arguments.delta", **self._place(), delta=delta.arguments)
 
+    def finish(self) -> Iterator[bytes]:
+        """The answer ends; one that says nothing says an empty text."""
+        if not self.items:
+            yield from self._open_text()
+        yield from self.close()
+
     def close(self) -> Iterator[bytes]:
         """The open item ends."""
         if self._open is None:
@@ -55,7 +56,7 @@ class Narrator:
         item = self.items[-1]
         if self._open == "text":
             part = item["content"][0]
-            yield self._say("response.output_text.done", **self._part(), text=part["text"], logprobs=[])
+            yield self._say("response.output_text.done", **self._part(), text=part["text"], logprobs=part["logprobs"])
             yield self._say("response.content_part.done", **self._part(), part=part)
         else:
             yield self._say(

@@ -14,9 +14,11 @@ from typing import Any
 
 from starlette.responses import Response
 
-from vitral.engine.request import SamplingParams
+from vitral.engine.request import SamplingParams, TokenScore
+from vitral.engine.tool_parser import TextDelta
 from vitral.errors import VitralError
 from vitral.serve.call import Call, json_response
+from vitral.serve.chat import token_logprobs
 from vitral.serve.conversation import Prepared, Speaker, prepare
 from vitral.serve.faults import ApiError, error_body, not_found, to_api
 from vitral.serve.models import Model
@@ -42,6 +44,9 @@ async def create(call: Call) -> Response:
         raise ApiError(
             400, "invalid_value", "readings are not stored; ask for them without background", param="inspect"
         )
+    if body.top_logprobs is not None and not body.include:
+        why = 'top_logprobs needs "include": ["message.output_text.logprobs"]'
+        raise ApiError(400, "invalid_value", why, param="top_logprobs")
     said = await _history(call, body) + plain_input(body.input)
     opening = [{"role": "system", "content": body.instructions}] if body.instructions else []
     prepared = await prepare(
@@ -134,6 +139,7 @@ class Answer:
             seed=seed,
             max_tokens=body.max_output_tokens,
             stop_ids=model.tokenizer.eos_ids,
+            logprobs=(body.top_logprobs or 0) if body.include else None,
         )
         self.run = Run(
             call.service,
@@ -144,29 +150,37 @@ class Answer:
             notes(body),
         )
         self.speaker = Speaker(prepared, seed)
+        self.narrator = Narrator()
 
     async def whole(self) -> dict[str, Any]:
         """All of it at once."""
         async with self.run:
-            async for piece in self.run.pieces():
-                self.speaker.take(piece)
+            async for _ in self._told():
+                pass
             return await self._keep(self.response(self._status())) | self._shown()
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Its events."""
-        narrator = Narrator()
         async with self.run:
             for kind in ("created", "in_progress"):
-                yield narrator.response(kind, self.response("in_progress"))
-            async for piece in self.run.pieces():
-                for delta in self.speaker.take(piece):
-                    for data in narrator.delta(delta):
-                        yield data
-            for data in narrator.close():
+                yield self.narrator.response(kind, self.response("in_progress"))
+            async for data in self._told():
                 yield data
             status = self._status()
-            kept = await self._keep(self.response(status, narrator.items))
-            yield narrator.response(status, kept | self._shown())
+            kept = await self._keep(self.response(status))
+            yield self.narrator.response(status, kept | self._shown())
+
+    async def _told(self) -> AsyncGenerator[bytes, None]:
+        """The events between the first and the last, while the narrator keeps the items."""
+        scores: list[TokenScore] = []
+        async for piece in self.run.pieces():
+            scores += piece.scores
+            for delta in self.speaker.take(piece):
+                said, scores = (scores, []) if isinstance(delta, TextDelta) else ([], scores)
+                for data in self.narrator.delta(delta, token_logprobs(self._model.tokenizer, said)):
+                    yield data
+        for data in self.narrator.finish():
+            yield data
 
     async def in_background(self) -> None:
         """Without a client that waits; the outcome is stored, whatever it is."""
@@ -181,7 +195,7 @@ class Answer:
             await self._call.service.keep(self._keep(self.response("cancelled")))
             raise
 
-    def response(self, status: str, items: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def response(self, status: str) -> dict[str, Any]:
         """The object that clients know."""
         body, done = self._body, status in ("completed", "incomplete", "cancelled")
         prompt, cached, completion = self.run.usage
@@ -199,7 +213,7 @@ class Answer:
             "created_at": self._created,
             "status": status,
             "model": self._model.name,
-            "output": (items if items is not None else Narrator.items_of(self.speaker)) if done else [],
+            "output": self.narrator.items if done else [],
             "usage": usage if done else None,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,

@@ -18,7 +18,7 @@ UNSUPPORTED: dict[str, str] = {
     "conversation": "use previous_response_id",
     "function_call": "use tools and tool_choice",
     "functions": "use tools and tool_choice",
-    "include": "what there is to include is in every answer",
+    "include": "what else there is to include is in every answer",
     "inference_geo": _CLOUD,
     "max_tool_calls": "there are no tools that run here",
     "mcp_servers": "there are no tools that run here",
