@@ -15,10 +15,14 @@ import vitral
 from tests.serve.conftest import CHAT, TINY
 from tests.serve.live import Live
 from vitral.engine.interventions import Intervention, digest, to_document
+from vitral.engine.request import SamplingParams
+from vitral.errors import RequestError
 from vitral.formats.arrow import arrays_of_arrow
 from vitral.language_model import LanguageModel
 from vitral.lens.light import LIGHT_AXES, LightSet
 from vitral.lens.record import record
+from vitral.serve import pictured
+from vitral.serve.engines import Ask, Picture
 from vitral.serve.proof import judge
 
 ONCE = {"model": TINY, "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
@@ -308,3 +312,40 @@ def test_an_inspection_of_nothing_is_refused(server: Live) -> None:
     assert (empty.status_code, empty.json()["error"]["param"]) == (400, "record")
     both = {"model": TINY, "prompt": "x", "messages": [{"role": "user", "content": "x"}], "light": True}
     assert "either prompt or messages" in server.post("/v1/inspect", both).json()["error"]["message"]
+
+
+def test_the_document_of_an_inspection_is_the_command_s(server: Live, alone: LanguageModel) -> None:
+    from vitral.lens.inspect import inspect
+    from vitral.lens.page import page
+
+    text = {"model": TINY, "prompt": "Once upon a time there was", "format": "document", "window": 4, "top": 3}
+    ids = alone.tokenizer.encode(text["prompt"])
+    silent = {"interventions": to_document(SILENT)}
+    wanted = inspect(alone, ids, name=TINY, window=4, top=3)
+    assert server.post("/v1/inspect", text).json() == wanted
+    shown = server.post("/v1/inspect", {**text, "format": "html"})
+    assert shown.headers["content-type"] == "text/html; charset=utf-8"
+    assert shown.text == page(wanted)
+    changed = inspect(alone, ids, name=TINY, window=4, top=3, interventions=SILENT)
+    answer = server.post("/v1/inspect", text | silent)
+    assert answer.json() == changed
+    assert server.http.get(f"/v1/records/{answer.headers['x-vitral-record']}").json()["interventions"]["sha256"]
+    made = server.post("/v1/inspect", {**text, "max_tokens": 5}).json()
+    longer = [*ids, *alone.generate(ids=ids, max_tokens=5).token_ids]
+    assert made == inspect(alone, longer, name=TINY, n_prompt=len(ids), window=4, top=3)
+
+
+def test_a_document_has_bounds_and_nothing_beside_it(
+    server: Live, alone: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictured, "MOST_BYTES", 9 * 4 * alone.spec.vocab_size)
+    with pytest.raises(RequestError, match="smaller window"):
+        pictured.Pictured(alone, Ask((5,) * 9, SamplingParams(max_tokens=0), picture=Picture(8, 5)))
+    text = {"model": CHAT, "prompt": [5] * 3, "format": "document"}
+    for more, said in (
+        ({"light": True}, "do not go with the format"),
+        ({"format": "lists", "light": True, "top": 3}, "window and top"),
+    ):
+        refused = server.post("/v1/inspect", {**text, **more})
+        assert refused.status_code == 400
+        assert said in refused.json()["error"]["message"]

@@ -23,7 +23,7 @@ from vitral.lens.unembedding import Unembedding
 from vitral.native import top_n
 from vitral.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["FORMAT", "VERSION", "inspect", "token_text"]
+__all__ = ["FORMAT", "VERSION", "document_of", "inspect", "token_text", "unembedding_of"]
 
 FORMAT = "vitral-inspect"
 VERSION = 1
@@ -57,23 +57,10 @@ def inspect(
         raise RequestError(f"the window is {window} tokens; allowed: 1 or more")
     if not 1 <= top <= 50:
         raise RequestError(f"{top} candidates were asked for; allowed: 1 to 50")
-    top = min(top, model.spec.vocab_size)
-    start = max(0, len(ids) - window)
-    if model.weights is None:
-        raise RequestError("this model has no weights to read; open it with vitral.load")
-    forward = model.engine.forward
-    threads = forward.model.threads if isinstance(forward, NativeForward) else 1
-    unembedding = Unembedding.by_kernels(model.spec, model.weights, threads)
+    top, start = min(top, model.spec.vocab_size), max(0, len(ids) - window)
+    unembedding = unembedding_of(model)
     found = read(model, unembedding, ids, start=start, top=top, progress=progress)
-    run, mentioned = _run(found, ids, start, top)
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": _model(model, name),
-        "n_prompt": len(ids) if n_prompt is None else n_prompt,
-        "tokens": [{"id": int(i), "text": token_text(model.tokenizer, i)} for i in ids],
-        "window": {"start": start, "stop": len(ids)},
-    }
+    changed = None
     if interventions:
         changed = read(
             model,
@@ -85,6 +72,42 @@ def inspect(
             interventions=interventions,
             progress=progress,
         )
+    given = len(ids) if n_prompt is None else n_prompt
+    return document_of(model, ids, found, changed, interventions, name=name, n_prompt=given, start=start, top=top)
+
+
+def unembedding_of(model: LanguageModel) -> Unembedding:
+    """The unembedding that a reading wants, by the model's kernels. RequestError if the weights are not at hand."""
+    if model.weights is None:
+        raise RequestError("this model has no weights to read; open it with vitral.load")
+    forward = model.engine.forward
+    threads = forward.model.threads if isinstance(forward, NativeForward) else 1
+    return Unembedding.by_kernels(model.spec, model.weights, threads)
+
+
+def document_of(
+    model: LanguageModel,
+    ids: Sequence[int],
+    found: Readout,
+    changed: Readout | None,
+    interventions: Sequence[Intervention],
+    *,
+    name: str,
+    n_prompt: int,
+    start: int,
+    top: int,
+) -> dict[str, Any]:
+    """The document from a reading without interventions and, if there are any, one under them."""
+    run, mentioned = _run(found, ids, start, top)
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": _model(model, name),
+        "n_prompt": n_prompt,
+        "tokens": [{"id": int(i), "text": token_text(model.tokenizer, i)} for i in ids],
+        "window": {"start": start, "stop": len(ids)},
+    }
+    if changed is not None:
         document["before"] = run
         document["interventions"] = to_document(interventions)
         run, more = _run(changed, ids, start, top)

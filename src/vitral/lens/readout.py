@@ -19,9 +19,10 @@ from vitral.lens.maps import AttentionMaps
 from vitral.lens.statistics import softmax
 from vitral.lens.unembedding import Unembedding
 from vitral.model.law import F32
+from vitral.model.spec import ModelSpec
 from vitral.native import top_rows
 
-__all__ = ["Readout", "read"]
+__all__ = ["Reader", "Readout", "read"]
 
 I32 = NDArray[np.int32]
 F64 = NDArray[np.float64]
@@ -59,6 +60,45 @@ class Readout:
     experts: tuple[I32, F32] | None
 
 
+class Reader:
+    """Collects what a readout is made of: give `watches`, `on_value` and `on_logits` to the engine, then call `readout`.
+
+    n_tokens: how many the text has; those from `start` on are looked at. progress: called with (tokens read by a
+    layer, tokens times layers).
+    """
+
+    def __init__(
+        self, spec: ModelSpec, n_tokens: int, start: int, progress: Callable[[int, int], object] | None = None
+    ) -> None:
+        self.watches = [Watch(("blocks.*.attn.hook_pattern",)), Watch(_WINDOW, since=start)]
+        if spec.moe:
+            self.watches.append(Watch(_ROUTES))
+        self._parts: dict[str, list[NDArray[Any]]] = {}
+        self._maps = AttentionMaps(spec.n_layers, spec.n_heads, n_tokens)
+        self._logits = np.empty((n_tokens, spec.vocab_size), np.float32)
+        self._start, self._progress = start, progress
+        self._read, self._all = 0, n_tokens * spec.n_layers
+
+    def on_value(self, name: str, places: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """Keep a value; the engine calls it."""
+        if name.endswith("hook_pattern"):
+            self._maps.add(int(name.split(".")[1]), int(places[0]), rows)
+            self._read += len(places)
+            if self._progress is not None:
+                self._progress(self._read, self._all)
+        else:
+            self._parts.setdefault(name, []).append(rows)
+
+    def on_logits(self, position: int, row: F32) -> None:
+        """Keep the logits after a token; the engine calls it."""
+        self._logits[position] = row
+
+    def readout(self, model: LanguageModel, unembedding: Unembedding, top: int, targets: I32 | None = None) -> Readout:
+        """Once all was read. targets (W,): whose logits to explain; the model's own choices if not given."""
+        kept = {name: np.concatenate(some) for name, some in self._parts.items()}
+        return _reduced(model, unembedding, kept, self._logits, self._maps, self._start, top, targets)
+
+
 def read(
     model: LanguageModel,
     unembedding: Unembedding,
@@ -70,42 +110,20 @@ def read(
     interventions: Sequence[Intervention] = (),
     progress: Callable[[int, int], object] | None = None,
 ) -> Readout:
-    """Run the text through the model and look at the tokens from `start` on.
-
-    targets (W,): whose logits to explain; the model's own choices if not given. progress: called with
-    (tokens read by a layer, tokens times layers).
-    """
-    spec = model.spec
-    parts: dict[str, list[NDArray[Any]]] = {}
-    maps = AttentionMaps(spec.n_layers, spec.n_heads, len(ids))
-    logits = np.empty((len(ids), spec.vocab_size), np.float32)
-    read_so_far = 0
-
-    def see(name: str, places: NDArray[np.int64], rows: NDArray[Any]) -> None:
-        nonlocal read_so_far
-        if name.endswith("hook_pattern"):
-            maps.add(int(name.split(".")[1]), int(places[0]), rows)
-            read_so_far += len(places)
-            if progress is not None:
-                progress(read_so_far, len(ids) * spec.n_layers)
-        else:
-            parts.setdefault(name, []).append(rows)
-
-    def keep(position: int, row: F32) -> None:
-        logits[position] = row
-
-    watch = [Watch(("blocks.*.attn.hook_pattern",)), Watch(_WINDOW, since=start)]
-    if spec.moe:
-        watch.append(Watch(_ROUTES))
-    params = SamplingParams(max_tokens=0)
+    """Run the text through the model and look at the tokens from `start` on; parameters as for `Reader`."""
+    reader = Reader(model.spec, len(ids), start, progress)
     with model.engine.answer(
-        ids, params, watch=watch, on_value=see, on_logits=keep, interventions=interventions
+        ids,
+        SamplingParams(max_tokens=0),
+        watch=reader.watches,
+        on_value=reader.on_value,
+        on_logits=reader.on_logits,
+        interventions=interventions,
     ) as answer:
         for event in answer:
             if isinstance(event, Finished) and event.error is not None:
                 raise event.error
-    kept = {name: np.concatenate(some) for name, some in parts.items()}
-    return _reduced(model, unembedding, kept, logits, maps, start, top, targets)
+    return reader.readout(model, unembedding, top, targets)
 
 
 def _reduced(

@@ -22,12 +22,14 @@ __all__ = [
     "ABILITIES",
     "Ability",
     "Ask",
+    "Drawn",
     "Ended",
     "EngineEvent",
     "Facts",
     "Hidden",
     "ModelEngine",
     "OnEvent",
+    "Picture",
     "Said",
     "Scored",
     "Seen",
@@ -43,13 +45,22 @@ Pooling = Literal["mean", "last"]
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A document of `vitral inspect` is wanted: `start` of its window, and `top` candidates."""
+
+    start: int
+    top: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One sequence to compute.
 
     client: whose turn it is. salt: parts the prefix cache. digests: whether each token comes with the digest of the
     logits it was chosen from. pooling: give the final hidden state instead of tokens. constraint: the text that
     `vitral.engine.grammar` compiles. adapter: the name of a loaded adapter. watch: what to show of the forward pass.
-    light: from which position on to give the light set. interventions: what to change on the way.
+    light: from which position on to give the light set. interventions: what to change on the way. picture: read the
+    prompt, without and with the interventions, answer nothing, and give a document.
     """
 
     prompt: tuple[int, ...]
@@ -63,6 +74,7 @@ class Ask:
     watch: tuple[Watch, ...] = ()
     light: int | None = None
     interventions: tuple[Intervention, ...] = ()
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,13 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """The document of `vitral inspect`, without the model's name."""
+
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The last event. `error` says why if the reason is "error"; `cached` prompt tokens were not computed anew.
 
@@ -121,7 +140,7 @@ class Ended:
     made: int | None = None
 
 
-EngineEvent = Token | Said | Scored | Hidden | Seen | Ended
+EngineEvent = Token | Said | Scored | Hidden | Seen | Drawn | Ended
 OnEvent = Callable[[EngineEvent], None]
 
 

@@ -25,7 +25,20 @@ from vitral.engine.request import FinishReason, SamplingParams, TokenScore
 from vitral.errors import ContextOverflow, RecordStoreError, VitralError
 from vitral.serve.access import Caller
 from vitral.serve.admission import UNSAID
-from vitral.serve.engines import Ability, Ask, Ended, EngineEvent, Hidden, Pooling, Said, Scored, Seen, Token
+from vitral.serve.engines import (
+    Ability,
+    Ask,
+    Drawn,
+    Ended,
+    EngineEvent,
+    Hidden,
+    Picture,
+    Pooling,
+    Said,
+    Scored,
+    Seen,
+    Token,
+)
 from vitral.serve.models import Model
 from vitral.serve.records import Generated, new_id
 from vitral.serve.service import Service
@@ -38,7 +51,7 @@ __all__ = ["Job", "Piece", "Progress", "Run", "salt_of"]
 class Job:
     """What shall be computed. `params` have a seed; `continuing` says that the answer goes on from plain text.
 
-    watch, light, interventions: as in `Ask`.
+    watch, light, interventions, picture: as in `Ask`.
     """
 
     prompt: tuple[int, ...]
@@ -50,6 +63,7 @@ class Job:
     watch: tuple[Watch, ...] = ()
     light: int | None = None
     interventions: tuple[Intervention, ...] = ()
+    picture: Picture | None = None
 
     @property
     def is_watched(self) -> bool:
@@ -84,6 +98,7 @@ class Progress:
     hidden: tuple[float, ...] | None = None
     cached: int = 0
     seen: list[Seen] = field(default_factory=list)
+    drawn: dict[str, Any] | None = None
     stopped: bool = False  # the text is complete; the readings are still to come
     finish: FinishReason | None = None
     held: list[tuple[int, TokenScore | None]] = field(default_factory=list)
@@ -156,7 +171,11 @@ class Run:
                 ("prompt_logprobs", s.params.prompt_logprobs is not None, "give log-probabilities of the prompt"),
                 ("hidden", s.pooling is not None, "give the hidden state"),
                 ("constraints", s.constraint is not None, "hold an answer to a form"),
-                ("taps", s.is_watched or bool(s.interventions), "look into the forward pass, or change it"),
+                (
+                    "taps",
+                    s.is_watched or bool(s.interventions or s.picture),
+                    "look into the forward pass, or change it",
+                ),
             )
             for ability, is_asked, for_what in asked:
                 if is_asked:
@@ -203,6 +222,7 @@ class Run:
                     watch=s.watch,
                     light=s.light,
                     interventions=s.interventions,
+                    picture=s.picture,
                 )
                 progress.number = self.model.engine.submit(
                     ask,
@@ -258,6 +278,8 @@ class Run:
                 progress.hidden = vector
             case Seen():
                 progress.seen.append(event)
+            case Drawn(content):
+                progress.drawn = content
             case Ended(reason, cached, error, made):
                 progress.cached, progress.made = cached, made
                 progress.finish = "stop" if progress.stopped else reason

@@ -22,7 +22,7 @@ from vitral.engine.interventions import from_document, to_document
 from vitral.engine.observe import Watch
 from vitral.engine.request import SamplingParams, TokenScore
 from vitral.errors import EngineLost, VitralError
-from vitral.serve.engines import Ask, Ended, EngineEvent, Hidden, Said, Scored, Seen, Token
+from vitral.serve.engines import Ask, Drawn, Ended, EngineEvent, Hidden, Picture, Said, Scored, Seen, Token
 
 __all__ = [
     "ask_from",
@@ -108,6 +108,7 @@ def ask_to(ask: Ask) -> dict[str, Any]:
         "watch": [asdict(watch) for watch in ask.watch],
         "light": ask.light,
         "interventions": to_document(ask.interventions),
+        "picture": None if ask.picture is None else asdict(ask.picture),
     }
 
 
@@ -128,6 +129,7 @@ def ask_from(data: Mapping[str, Any]) -> Ask:
         watch=tuple(_watch_from(watch) for watch in data["watch"]),
         light=data["light"],
         interventions=from_document(data["interventions"]),
+        picture=None if data["picture"] is None else Picture(**data["picture"]),
     )
 
 
@@ -144,6 +146,8 @@ def event_to(event: EngineEvent) -> list[Any]:
             return ["h", base64.b64encode(array("f", vector).tobytes()).decode()]
         case Seen(name, axis, positions, values):
             return ["s", name, axis, _array_to(positions), _array_to(values)]
+        case Drawn(content):
+            return ["d", content]
         case Ended(reason, cached, error, made):
             return ["e", reason, cached, None if error is None else error_to(error), made]
 
@@ -161,6 +165,8 @@ def event_from(data: list[Any]) -> EngineEvent:
             return Hidden(tuple(array("f", base64.b64decode(vector))))
         case ["s", name, axis, positions, values]:
             return Seen(name, axis, _array_from(positions), _array_from(values))
+        case ["d", content]:
+            return Drawn(content)
         case ["e", reason, cached, error, made]:
             return Ended(reason, cached, None if error is None else error_from(error), made)
     raise EngineLost(f"a worker's event is of unknown form: {str(data)[:80]}")

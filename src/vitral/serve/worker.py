@@ -25,8 +25,9 @@ from vitral.language_model import LanguageModel, load
 from vitral.model.law import F32
 from vitral.serve.build import kernels_digest
 from vitral.serve.constraints import constraint_from
-from vitral.serve.engines import ABILITIES, Ask, Ended, EngineEvent, Hidden, Scored, Seen, Token
+from vitral.serve.engines import ABILITIES, Ask, Drawn, Ended, EngineEvent, Hidden, Scored, Seen, Token
 from vitral.serve.observed import MOST_BYTES_TOGETHER, Observed
+from vitral.serve.pictured import Pictured
 from vitral.serve.wire import ask_from, error_to, event_to, frame, receive_frame
 
 __all__ = ["Worker", "files_fault", "identity_of", "main"]
@@ -51,7 +52,8 @@ class Worker:
         self._digests: dict[int, deque[str]] = {}  # a step may choose several tokens of one answer
         self._pooled: dict[int, Pooled] = {}
         self._observed: dict[int, Observed] = {}
-        self._refused: list[tuple[int, EngineEvent]] = []
+        self._pictured: dict[int, Pictured] = {}
+        self._late: list[tuple[int, EngineEvent]] = []  # what did not come out of a step
         self._replies: list[list[Any]] = []  # to loads and unloads of adapters
         self._retiring: list[str] = []  # adapters to go when the last request with them has ended
 
@@ -60,15 +62,15 @@ class Worker:
         threading.Thread(target=self._listen, daemon=True).start()
         while not self._closed:
             self._work.clear()
-            if self._engine.idle and not self._refused and not self._replies:
+            if self._engine.idle and not self._late and not self._replies:
                 self._work.wait()
             events = [one for event in self._engine.step() for one in self._translated(event)]
             with self._lock:
-                refused, self._refused = self._refused, []
+                late, self._late = self._late, []
                 replies, self._replies = self._replies, []
                 self._retiring = [name for name in self._retiring if not self._gone(name)]
-            if events or refused or replies:
-                self._send(events + refused, replies)
+            if events or late or replies:
+                self._send(events + late, replies)
 
     def _send(self, events: list[tuple[int, EngineEvent]], replies: list[list[Any]]) -> None:
         """One message, or several if there are readings that would make one too large."""
@@ -107,6 +109,7 @@ class Worker:
             if ask.constraint is not None:  # compiled here, on the listening thread: the steps go on
                 constraint = self._grammars.start(constraint_from(ask.constraint), stop_ids=ask.params.stop_ids)
             observed = Observed(self._model, ask) if ask.watch or ask.light is not None else None
+            pictured = None if ask.picture is None else Pictured(self._model, ask)
             with self._lock:  # the step thread waits here until the number is known
                 on_hidden = None
                 if ask.pooling is not None:
@@ -117,6 +120,12 @@ class Worker:
                     if taken + observed.n_bytes > MOST_BYTES_TOGETHER:
                         raise Overloaded("other requests are being looked at; ask again soon, or for fewer readings")
                     self._observed[number] = observed
+                if pictured is not None:
+                    if self._pictured:
+                        raise Overloaded("another document is being made; ask again soon")
+                    self._pictured[number] = pictured
+                    self._read(number, pictured)
+                    return
                 request = self._engine.add(
                     ask.prompt,
                     ask.params,
@@ -141,7 +150,8 @@ class Worker:
             self._pooled.pop(number, None)
             self._digests.pop(number, None)
             self._observed.pop(number, None)
-            self._refused.append((number, Ended("error", error=error)))
+            self._pictured.pop(number, None)
+            self._late.append((number, Ended("error", error=error)))
 
     def _cancel(self, number: int) -> None:
         with self._lock:
@@ -177,6 +187,42 @@ class Worker:
             return False
         return True
 
+    def _read(self, number: int, pictured: Pictured) -> bool:
+        """Begin the next reading of a document, if there is one. The lock is held."""
+        begun = pictured.next()
+        if begun is None:
+            return False
+        reader, interventions = begun
+        ask = pictured.ask
+        request = self._engine.add(
+            ask.prompt,
+            ask.params,
+            client=ask.client,
+            salt=ask.salt,
+            on_logits=reader.on_logits,
+            adapter=None if ask.adapter is None else self._model.adapter(ask.adapter),
+            watch=reader.watches,
+            on_value=reader.on_value,
+            interventions=interventions,
+        )
+        self._number[request], self._engine_id[number] = number, request
+        return True
+
+    def _draw(self, number: int, pictured: Pictured, ended: Ended) -> None:
+        """A document takes long: made on a thread of its own, while steps go on."""
+        events: list[tuple[int, EngineEvent]]
+        try:
+            events = [(number, Drawn(pictured.document())), (number, ended)]
+        except VitralError as error:
+            events = [(number, Ended("error", error=error))]
+        except Exception:  # noqa: BLE001 - a fault of ours ends this request alone, and the log has it whole
+            traceback.print_exc()
+            events = [(number, Ended("error", error=VitralError("the document could not be made; the log says how")))]
+        with self._lock:
+            self._pictured.pop(number, None)
+            self._late += events
+        self._work.set()
+
     def _digester(self, number: int) -> Callable[[int, F32], None]:
         def digest(position: int, row: F32) -> None:
             digests.append(logits_digest(row))
@@ -202,6 +248,13 @@ class Worker:
                     self._digests.pop(number, None)
                     self._observed.pop(number, None)
                     pooled = self._pooled.pop(number, None)
+                    pictured = self._pictured.get(number)
+                    if pictured is not None and reason == "length":
+                        if not self._read(number, pictured):
+                            drawn = (number, pictured, Ended(reason, cached))
+                            threading.Thread(target=self._draw, args=drawn, daemon=True).start()
+                        return []
+                    self._pictured.pop(number, None)
                     last: list[EngineEvent] = []
                     if pooled is not None and reason == "length":
                         last.append(pooled.result())
