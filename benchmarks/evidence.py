@@ -65,11 +65,11 @@ WORDS = [
 ]
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 SAMPLING: tuple[dict[str, Any], ...] = (
-    {},
+    {"temperature": 0},
     {"temperature": 1.0},
     {"temperature": 0.7, "top_p": 0.9},
     {"temperature": 1.2, "frequency_penalty": 0.5, "presence_penalty": 0.3},
-    {"logit_bias": {"300": 5}},
+    {"temperature": 0, "logit_bias": {"300": 5}},
     {"temperature": 0.9, "n": 2},
     {"stop": ["."]},
 )
