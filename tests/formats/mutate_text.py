@@ -87,13 +87,26 @@ def _change(holder: list[Any], i: int, rng: Random, places: list[tuple[list[Any]
 
 
 def _dumped(value: Any) -> str:
-    if isinstance(value, Literal):
-        return str(value)
-    if isinstance(value, Pairs):
-        return "{" + ",".join(f"{json.dumps(k)}:{_dumped(v)}" for k, v in value) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(_dumped(v) for v in value) + "]"
-    return json.dumps(value)
+    """JSON, without recursion: what is copied into itself often enough is deeper than Python's stack."""
+    text: list[str] = []
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Literal):
+            text.append(str(value))
+        elif isinstance(value, list):
+            inside: list[Any] = [Literal("{" if isinstance(value, Pairs) else "[")]
+            for i, each in enumerate(value):
+                comma = "," if i else ""
+                inside += (
+                    [Literal(f"{comma}{json.dumps(each[0])}:"), each[1]]
+                    if isinstance(value, Pairs)
+                    else [Literal(comma), each]
+                )
+            waiting += reversed([*inside, Literal("}" if isinstance(value, Pairs) else "]")])
+        else:
+            text.append(json.dumps(value))
+    return "".join(text)
 
 
 _TAG = re.compile(r"(\{%.*?%\}|\{\{.*?\}\})", re.DOTALL)

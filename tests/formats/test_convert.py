@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.formats import tiny
-from tests.parity.families import FAMILIES, random_weights
+from tests.parity.families import FAMILIES, IN_TRANSFORMERS, random_weights
 from vitral.errors import FormatError, SpecError
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import TokenizerFiles, convert
@@ -54,7 +54,7 @@ def test_every_layout_becomes_gguf_and_safetensors_with_the_same_values(tmp_path
     assert same(values(tmp_path / "again.gguf"), before)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("llama-dynamic", "llama-factors")])
+@pytest.mark.parametrize("family", [f for f in IN_TRANSFORMERS if f not in ("llama-dynamic", "llama-factors")])
 def test_transformers_computes_the_same_from_what_we_write(tmp_path: Path, family: str) -> None:
     import torch
     import transformers

@@ -55,6 +55,9 @@ FAMILIES: dict[str, ModelSpec] = {
     "mixtral-dense-first": replace(_MIXTRAL, n_layers=3, moe=MoeSpec(4, 2, n_leading_dense=1)),
 }
 
+# Mixtures whose first layers are dense have a layout of ours alone.
+IN_TRANSFORMERS = [name for name, spec in FAMILIES.items() if spec.moe is None or not spec.moe.n_leading_dense]
+
 
 def random_weights(spec: ModelSpec, seed: int = 0) -> dict[str, F32]:
     """Weights of the size that training gives: gains about one, rows of about unit length."""

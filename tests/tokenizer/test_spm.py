@@ -97,7 +97,9 @@ def test_added_tokens_come_behind_the_pieces(data_dir: Path, mistral_v1: Tokeniz
     assert tokenizer.digest != mistral_v1.digest
 
 
-@pytest.mark.parametrize("added", [{32005: ("x", True)}, {5: ("<|im_end|>", True)}])
+@pytest.mark.parametrize(
+    "added", [{32005: ("x", True)}, {5: ("<|im_end|>", True)}, {-1: ("x", True)}, {-(10**6): ("x", True)}]
+)
 def test_added_tokens_that_contradict_the_pieces_are_refused(
     added: dict[int, tuple[str, bool]], data_dir: Path
 ) -> None:

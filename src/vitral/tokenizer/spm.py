@@ -57,6 +57,8 @@ def from_model_bytes(data: bytes, added: Mapping[int, tuple[str, bool]] | None =
     pieces = list(model.pieces)
     for id, (text, control) in sorted((added or {}).items()):
         kind = Kind.CONTROL if control else Kind.USER
+        if id < 0:
+            raise TokenizerError(f"added token {text!r} has id {id}; ids begin at 0")
         if id == len(pieces):
             pieces.append(Piece(text, 0.0, kind))
         elif id > len(pieces):
