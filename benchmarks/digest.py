@@ -1,6 +1,6 @@
 """How fast a folder is digested, against the disk's streaming read and one core's SHA-256.
 
-    python -m benchmarks.digest --gigabytes 10 --files 1 --json benchmarks/results/digest.json
+    python -m benchmarks.digest --gigabytes 10 --files 1 --result
 
 The bar is 0.8 of the slower of the two. Files are written, dropped from the page cache before each measurement, and removed at the end. The rounds are
 interleaved, since a machine is rarely alone.
@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import record
 from vitral.provenance.digest import digest_files, model_files
 
 PIECE = 1 << 20
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file, too")
+    parser.add_argument("--result", action="store_true", help="keep the figures in results/digest.json")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -78,12 +77,10 @@ def main() -> None:
             print(f"{what:20} {speed / 1e9:6.2f} GB/s")
         share = best["digest_files"] / min(best["streaming read"], best["one core's SHA-256"])
         print(f"{share:.0%} of the slower of the two")
-        if asked.json is not None:
-            figures = {"bytes": total, "files": asked.files, "cores": os.cpu_count(), "machine": platform.machine()}
+        if asked.result:
             speeds = {what: round(speed / 1e9, 3) for what, speed in best.items()}
-            asked.json.write_text(
-                json.dumps(figures | {"gigabytes_per_second": speeds, "share": round(share, 3)}, indent=1) + "\n"
-            )
+            figures = {"bytes": total, "files": asked.files, "rounds": asked.rounds, "gigabytes_per_second": speeds}
+            record.write("digest", {"versions": record.versions("vitral"), **figures, "share": round(share, 3)})
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def test_numbers_on_the_page_are_those_of_the_document(show: Any, document: dict
     assert sum(float(n.replace("−", "-")) for n in bars) == pytest.approx(float(total), abs=1e-4)
     assert tab.locator("#attribution .help").inner_text().endswith(f"{document['run']['attribution']['logits'][-1]}.")
     tab.click("#lens summary")
+    tab.locator("#lens tbody tr").first.wait_for()  # the table is written once it is opened
     cells = tab.locator("#lens tbody tr td:nth-child(3)").all_inner_texts()
     assert [float(n) for n in reversed(cells)] == [layer[-1][0] for layer in document["run"]["lens"]["probs"]]
 

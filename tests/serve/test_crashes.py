@@ -299,8 +299,11 @@ def test_a_reader_of_a_few_bytes_a_second_is_cut_off_and_slows_nobody(start: Cal
 
     crawler = threading.Thread(target=crawl, daemon=True)
     crawler.start()
-    waits = []  # the cache has room for all five at once: what waits, waits for the reader
     began = time.monotonic()
+    while "vitral_sequences_in_flight 0.0" in server.http.get("/metrics").text:
+        assert time.monotonic() - began < 30, "the reader's request never began"
+        time.sleep(0.01)
+    waits = []  # the cache has room for all five at once: what waits, waits for the reader
     while "vitral_sequences_in_flight 0.0" not in server.http.get("/metrics").text:
         assert time.monotonic() - began < 60
         asked = time.monotonic()
