@@ -53,7 +53,7 @@ void store_bytes(const float* k, const float* v, int head_dim, int slot, uint8_t
 
 inline thread_local Scratch kept_keys, kept_values;
 
-// 16 keys from position p on, [D / 2][16][2]; bytes become bfloat16 in place number `at` of a few.
+// 16 keys from position p on, [D / 2][16][2]; bytes become bfloat16 in place number `at` of eight.
 inline const uint8_t* key_pairs(const KvView& c, int64_t p, int at) {
   const uint8_t* block = key_block(c, p);
   if (c.type == KvType::bf16) return block;

@@ -96,7 +96,7 @@ def upcycle(
 ) -> None:
     """Make a mixture of experts out of dense models.
 
-    In Mixtral's layout; with --dense in one of ours, which the engine cannot run yet.
+    In Mixtral's layout; with --dense in one of ours, which no other program reads.
     """
     need_torch()
     from vitral.language_model import tokenizer_of
@@ -120,7 +120,7 @@ def upcycle(
     mixture = mix(opened, per_token, copies=copies, dense=dense, noise=noise, routers=routers, seed=seed)
     _write(mixture, opened, out, type, "upcycle", {"copies": copies, "dense": dense, "noise": noise, "seed": seed})
     layers = routing_information(load_model(mixture), held, seed) if domain else []
-    layout = "ours, with dense first layers: other programs and the engine cannot run it" if dense else "mixtral"
+    layout = "ours, with dense first layers: no other program reads it" if dense else "mixtral"
     if as_json:
         print_json(
             {
