@@ -8,6 +8,10 @@ document is signed, written, read and judged by another instruction set than the
 Tampering takes the kinds in turn, on records of every sort: what was changed must be named in the reasons of the
 judgement. A single flipped byte can fall anywhere in the file: it must be found, but `place_named` says nothing about
 those documents.
+
+A sample of the records is proved and judged again as a user does it: `vitral evidence RECORD` reads the server's
+database, `vitral verify EVIDENCE` judges, each a process of its own; and documents tampered in each way are given to
+`vitral verify`, whose exit code and reasons count.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import base64
 import copy
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -311,6 +316,88 @@ def prove(records: list[dict[str, Any]], n_tampered: int, plain: Pair, adapted: 
     }  # fmt: skip
 
 
+Command = Callable[[list[str]], tuple[int, str]]
+"""Runs `vitral` with arguments: its exit code, and all it printed."""
+
+
+def as_process(arguments: list[str]) -> tuple[int, str]:
+    """`vitral` in a process of its own."""
+    command = [sys.executable, "-m", "vitral", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def options_of(analysis: Analysis) -> list[str]:
+    """What `vitral evidence` is asked with for an analysis."""
+    layers = [] if analysis.layers is None else ["--layers", ",".join(str(i) for i in analysis.layers)]
+    routes = ["--routes"] if analysis.routes else []
+    return ["--lens", str(analysis.lens), "--attention", str(analysis.attention), *routes, *layers]
+
+
+def by_commands(
+    sample: list[dict[str, Any]],
+    n_tampered: int,
+    folder: Path,
+    model: str,
+    adapter: Path | None,
+    records: str | None,
+    run: Command = as_process,
+) -> dict[str, Any]:
+    """Prove and verify records by the commands, then tampered documents; counts, and what went wrong.
+
+    folder: for documents and keys. records: the database that holds the sample; without it, files are read.
+    """
+    key, wrong, verdicts = folder / "key", [], {"EXACT": 0}
+    code, told = run(["evidence", "--new-key", str(key)])
+    if code != 0:
+        raise RuntimeError(f"vitral evidence --new-key ended with {code}: {told}")
+
+    def place_of(record: dict[str, Any]) -> list[str]:
+        where = ["--model", model, "--threads", "1"]
+        return [*where, "--adapter", str(adapter)] if record["model"]["adapter"] is not None else where
+
+    def prove_it(record: dict[str, Any], analysis: Analysis, name: str) -> Path | None:
+        document, source = folder / f"{name}.json", [record["id"], "--records", str(records)]
+        if records is None:
+            source = [str(folder / f"{name}.record.json")]
+            Path(source[0]).write_text(json.dumps(record), "utf-8")
+        asked = [*source, *options_of(analysis), "--key", str(key), "--out", str(document), *place_of(record)]
+        code, told = run(["evidence", *asked])
+        if code != 0:
+            wrong.append(f"{record['id']}: vitral evidence ended with {code}: {told}")
+        return document if code == 0 else None
+
+    def verify_it(document: Path, record: dict[str, Any]) -> tuple[int, str, str]:
+        code, told = run(["verify", str(document), "--key", f"{key}.pub", *place_of(record)])
+        verdict = told.partition(" ")[0] if code in (0, 1, 3) else "REFUSED"
+        return code, verdict, told
+
+    for i, record in enumerate(sample):
+        document = prove_it(record, analyses(i), f"sample{i}")
+        if document is not None:
+            code, verdict, told = verify_it(document, record)
+            verdicts[verdict] = verdicts.get(verdict, 0) + 1
+            if (code, verdict) != (0, "EXACT"):
+                wrong.append(f"{record['id']}: vitral verify ended with {code}: {told}")
+    found = named = 0
+    for i in range(n_tampered):
+        record = sample[i % len(sample)]
+        document = prove_it(record, Analysis(lens=2, attention=2), f"tampered{i}")
+        if document is None:
+            continue
+        kind, data, place = tampered(document.read_bytes(), i)
+        document.write_bytes(data)
+        code, verdict, told = verify_it(document, record)
+        found += code != 0 and verdict != "EXACT"
+        named += code != 0 and place in told
+        if code == 0 or place not in told:
+            wrong.append(f"tampered {i} ({kind}): {code}, {told}, {place!r} was to be named")
+    return {
+        "sorts": sorts(sample), "records": len(sample), "verdicts": verdicts,
+        "tampered": n_tampered, "found": found, "place_named": named, "wrong": wrong,
+    }  # fmt: skip
+
+
 def main() -> None:
     """Start a server, load it, prove everything."""
     from tests.formats.test_adapters import random_parts, write_peft
@@ -323,6 +410,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--records", type=int, default=1000)
     parser.add_argument("--tampered", type=int, default=100)
+    parser.add_argument("--by-commands", type=int, default=20, help="records that the commands prove and judge too")
+    parser.add_argument("--tampered-by-commands", type=int, default=19, help="every way once")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     usable = [one.name for one in native.instruction_sets() if one.available]
@@ -345,7 +434,10 @@ def main() -> None:
             return makes, stack.enter_context(opened(model, kv_type, threads=1, adapter=path, isa=other))
 
         result = prove(records, given.tampered, pair(None), pair(adapter))
-    text = json.dumps({"model": given.model.name, "sorts": sorts(records), **result}, indent=2) + "\n"
+        sample = random.Random(7).sample(records, min(given.by_commands, len(records)))
+        commanded = by_commands(sample, given.tampered_by_commands, folder, model, adapter, server.records_url)
+    found = {"model": given.model.name, "sorts": sorts(records), **result, "by_commands": commanded}
+    text = json.dumps(found, indent=2) + "\n"
     print(text)
     if given.out is not None:
         given.out.write_text(text)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from benchmarks.evidence import IN_PREDICATE, prove, tampered
+from benchmarks.evidence import IN_PREDICATE, by_commands, prove, tampered
 from tests.conftest import ROOT
 from tests.formats.test_adapters import random_parts, write_peft
 from tests.parity.families import FAMILIES, random_weights
@@ -158,3 +158,15 @@ def test_the_command_proves_and_verifies_an_adapters_answer(
     assert json.loads(capsys.readouterr().out)["verdict"] == "EXACT"
     assert _code(["replay", str(tmp_path / "r.json")]) == 2
     assert "--adapter PATH" in capsys.readouterr().err
+
+
+def test_the_commands_prove_a_record_and_name_what_was_tampered(
+    record: dict[str, Any], tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: list[str]) -> tuple[int, str]:
+        code = _code(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    result = by_commands([record], 2, tmp_path, tiny, None, None, run)
+    assert (result["wrong"], result["verdicts"], result["place_named"]) == ([], {"EXACT": 1}, 2)
