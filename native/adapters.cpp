@@ -56,7 +56,8 @@ void Model::remove_adapter(int32_t id) {
 
 // Rows of one adapter are gathered, so that many tokens of a request share the reads of A and B. Each
 // row's sums are its own, whatever rows it is gathered with.
-void Model::add_low_rank(const Rows& rows, const std::vector<Product>& list, const int32_t* adapters) {
+void Model::add_low_rank(const std::vector<Product>& list, const int32_t* adapters) {
+  const Rows& rows = list.front().in;
   std::map<int32_t, std::vector<int64_t>> groups;
   for (int64_t t = 0; t < rows.rows; ++t)
     if (adapters[t] >= 0) groups[adapters[t]].push_back(t);

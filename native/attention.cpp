@@ -11,7 +11,8 @@ void Model::attention(Run& run, int64_t i) {
   const Layer& layer = layers_[i];
   const int64_t T = run.T, H = c.n_heads, K = c.n_kv_heads, D = c.head_dim;
   const std::string attn = run.tapped() ? "blocks." + std::to_string(i) + ".attn." : "";
-  products(run.h.view(), {{&layer.q, run.q.data()}, {&layer.k, run.k.data()}, {&layer.v, run.v.data()}}, run.step.adapters);
+  const Rows h = run.h.view();
+  products({{&layer.q, h, run.q.data()}, {&layer.k, h, run.k.data()}, {&layer.v, h, run.v.data()}}, run.step.adapters);
   run.tap(attn, "hook_q", run.q.data(), {T, H, D});
   run.tap(attn, "hook_k", run.k.data(), {T, K, D});
   run.tap(attn, "hook_v", run.v.data(), {T, K, D});
@@ -52,8 +53,8 @@ void Model::attention(Run& run, int64_t i) {
     attend(run, run.parts, i);
   }
   run.tap(attn, "hook_z", run.z.x.data(), {T, H, D});
-  if (!is_float(layer.o.type)) pool_.split(T, [&](int64_t begin, int64_t end, int) { quantise(run.z, begin, end); });
-  products(run.z.view(), {{&layer.o, run.out.data()}}, run.step.adapters);
+  if (!is_float(layer.o.type)) pool_.split(T, [&](int64_t begin, int64_t end, int) { quantise(run.z, begin * H * D, end * H * D); });
+  products({{&layer.o, run.z.view(), run.out.data()}}, run.step.adapters);
 }
 
 void Model::attend(Run& run, const std::vector<RunPart>& parts, int64_t i) {

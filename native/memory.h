@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace vitral {
 
@@ -36,6 +37,31 @@ class Buffer {
  private:
   uint8_t* data_ = nullptr;
   int64_t size_ = 0;
+};
+
+// Room for many matrices, side by side: one alone is often smaller than two huge pages and would get none.
+// Memory that is left over at the end of a block is never touched, so it is not there.
+class Arena {
+ public:
+  uint8_t* room(int64_t size) {
+    if (size <= 0) return nullptr;
+    const int64_t whole = (size + 63) / 64 * 64;
+    if (whole > left_) {
+      blocks_.emplace_back(whole > kBlock ? whole : kBlock);
+      next_ = blocks_.back().data(), left_ = blocks_.back().size();
+    }
+    uint8_t* place = next_;
+    next_ += whole, left_ -= whole, used_ += size;
+    return place;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  static constexpr int64_t kBlock = int64_t{64} << 20;
+
+  std::vector<Buffer> blocks_;
+  uint8_t* next_ = nullptr;
+  int64_t left_ = 0, used_ = 0;
 };
 
 }  // namespace vitral

@@ -13,6 +13,8 @@ namespace {
 
 std::string shape_text(int64_t rows, int64_t cols) { return std::to_string(rows) + " x " + std::to_string(cols); }
 
+constexpr int64_t kRowsTogether = 16;  // of several experts
+
 bool any_packed(std::initializer_list<const Matrix*> list) {
   return std::any_of(list.begin(), list.end(), [](const Matrix* m) { return !is_float(m->type); });
 }
@@ -41,10 +43,9 @@ Matrix Model::new_matrix(const std::string& name, Type type, int64_t rows, int64
 
 void Model::set_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols) {
   Matrix m = new_matrix(name, type, rows, cols);
-  Buffer memory(m.size());
-  pack_rows(m, raw, memory.data(), pool_);
-  m.data = memory.data();
-  memory_.push_back(std::move(memory));
+  uint8_t* place = memory_.room(m.size());
+  pack_rows(m, raw, place, pool_);
+  m.data = place;
   matrices_[name] = m;
 }
 
@@ -137,11 +138,7 @@ void Model::finish() {
   if (store_) leave_experts();
 }
 
-int64_t Model::weight_bytes() const {
-  int64_t sum = 0;
-  for (const Buffer& b : memory_) sum += b.size();
-  return sum + (store_ ? store_->counts().held : 0);
-}
+int64_t Model::weight_bytes() const { return memory_.used() + (store_ ? store_->counts().held : 0); }
 
 void Model::set_rope(const float* cos, const float* sin, int64_t n_positions) {
   const int64_t n = n_positions * config_.head_dim / 2;
@@ -195,7 +192,7 @@ void Model::forward(Cache& cache, const Step& step, const Taps* taps, float* log
     const Expert& first = layer.experts[0];
     norm(run, layer.ln2, block + "ln2", block + "mlp.hook_in", run.x.data(), layer.is_mixture() || any_packed({&first.gate, &first.up}));
     if (layer.is_mixture()) mixture(run, i);
-    else swiglu(run, first, run.h, block + "mlp.", run.out.data(), step.adapters);
+    else swiglu(run, {{&first, 0, run.T}}, run.h, block + "mlp.", run.out.data(), step.adapters);
     run.tap(block, "hook_mlp_out", run.out.data(), {run.T, c.dim});
     kernels_.add(run.x.data(), run.out.data(), run.T * c.dim, run.x.data());
     run.tap(block, "hook_resid_post", run.x.data(), {run.T, c.dim});
@@ -206,7 +203,7 @@ void Model::forward(Cache& cache, const Step& step, const Taps* taps, float* log
     std::copy_n(run.x.data() + step.wanted[r] * c.dim, c.dim, last.data() + r * c.dim);
   run.h.resize(step.n_wanted, c.dim);
   norm(run, ln_final_, "ln_final", "unembed.hook_in", last.data(), any_packed({&unembed_}));
-  products(run.h.view(), {{&unembed_, logits}});
+  products({{&unembed_, run.h.view(), logits}});
   run.tap("", "unembed.hook_out", logits, {step.n_wanted, c.vocab_size});
 }
 
@@ -242,10 +239,9 @@ void Model::embed(Run& run) {
   run.tap("", "hook_embed", run.x.data(), {run.T, dim});
 }
 
+// Elements [begin, end), whole blocks of 32 columns.
 void Model::quantise(Activations& a, int64_t begin, int64_t end) {
-  for (int64_t t = begin; t < end; ++t)
-    kernels_.quantise(a.x.data() + t * a.cols, a.cols, a.codes.data() + t * a.cols, a.scales.data() + t * (a.cols / 32),
-                      a.sums.data() + t * (a.cols / 16));
+  kernels_.quantise(a.x.data() + begin, end - begin, a.codes.data() + begin, a.scales.data() + begin / 32, a.sums.data() + begin / 16);
 }
 
 // Rows of run.h from x: over the root of the mean square, times the gain, and in 8 bits.
@@ -258,7 +254,7 @@ void Model::norm(Run& run, const float* gain, const std::string& prefix, const s
   if (!run.tapped()) {
     pool_.split(h.rows, [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t) normalise(t, scale_of(t)), gained(t);
-      if (quantised) quantise(h, begin, end);
+      if (quantised) quantise(h, begin * n, end * n);
     });
     return;
   }
@@ -269,11 +265,11 @@ void Model::norm(Run& run, const float* gain, const std::string& prefix, const s
   run.tap(prefix, ".hook_normalized", h.x.data(), {h.rows, n});
   for (int64_t t = 0; t < h.rows; ++t) gained(t);
   run.tap(out, "", h.x.data(), {h.rows, n});
-  if (quantised) quantise(h, 0, h.rows);
+  if (quantised) quantise(h, 0, h.rows * n);
 }
 
-// All products with the same input at once: one part of the rows of all matrices for each thread.
-void Model::products(const Rows& rows, const std::vector<Product>& list, const int32_t* adapters) {
+// All products at once: one part of the rows of all matrices for each thread.
+void Model::products(const std::vector<Product>& list, const int32_t* adapters) {
   auto units = [](const Matrix& m) { return is_float(m.type) ? (m.rows + 3) / 4 : m.panels(); };
   int64_t total = 0;
   for (const Product& p : list) total += units(*p.matrix);
@@ -285,29 +281,39 @@ void Model::products(const Rows& rows, const std::vector<Product>& list, const i
       offset += n;
       if (from >= to) continue;
       const bool plain = is_float(m.type);
-      kernels_.matmul[m.type](m, rows, plain ? from * 4 : from, plain ? std::min(to * 4, m.rows) : to, p.out, m.rows);
+      kernels_.matmul[m.type](m, p.in, plain ? from * 4 : from, plain ? std::min(to * 4, m.rows) : to, p.out, m.rows);
     }
   });
-  if (adapters) add_low_rank(rows, list, adapters);
+  if (adapters) add_low_rank(list, adapters);
 }
 
-void Model::swiglu(Run& run, const Expert& expert, const Activations& in, const std::string& prefix, float* out,
+void Model::swiglu(Run& run, const std::vector<Share>& shares, const Activations& in, const std::string& prefix, float* out,
                    const int32_t* adapters) {
-  const int64_t n = in.rows, F = config_.hidden_dim;
+  const int64_t n = in.rows, F = config_.hidden_dim, C = config_.dim;
   run.gate.resize(n * F);
   run.up.resize(n * F);
   run.post.resize(n, F);
-  products(in.view(), {{&expert.gate, run.gate.data()}, {&expert.up, run.up.data()}}, adapters);
+  std::vector<Product> list;
+  for (const Share& s : shares) {
+    list.push_back({&s.expert->gate, in.view(s.first, s.rows), run.gate.data() + s.first * F});
+    list.push_back({&s.expert->up, in.view(s.first, s.rows), run.up.data() + s.first * F});
+  }
+  products(list, adapters);
   run.tap(prefix, "hook_pre", run.gate.data(), {n, F});
   run.tap(prefix, "hook_pre_linear", run.up.data(), {n, F});
-  const bool packed = !is_float(expert.down.type), tapped = run.tapped();
-  pool_.split(n, [&](int64_t begin, int64_t end, int) {
-    kernels_.silu_mul(run.gate.data() + begin * F, run.up.data() + begin * F, (end - begin) * F, run.post.x.data() + begin * F);
-    if (packed && !tapped) quantise(run.post, begin, end);
+  const bool packed = std::any_of(shares.begin(), shares.end(), [](const Share& s) { return !is_float(s.expert->down.type); });
+  const bool tapped = run.tapped();
+  const int64_t width = F % 32 ? F : 32;  // parts that are rounded each for itself: also one row is shared among threads
+  pool_.split(n * F / width, [&](int64_t begin, int64_t end, int) {
+    const int64_t from = begin * width, to = end * width;
+    kernels_.silu_mul(run.gate.data() + from, run.up.data() + from, to - from, run.post.x.data() + from);
+    if (packed && !tapped) quantise(run.post, from, to);
   });
   run.tap(prefix, "hook_post", run.post.x.data(), {n, F});
-  if (packed && tapped) quantise(run.post, 0, n);
-  products(run.post.view(), {{&expert.down, out}}, adapters);
+  if (packed && tapped) quantise(run.post, 0, n * F);
+  list.clear();
+  for (const Share& s : shares) list.push_back({&s.expert->down, run.post.view(s.first, s.rows), out + s.first * C});
+  products(list, adapters);
 }
 
 void Model::mixture(Run& run, int64_t i) {
@@ -316,7 +322,7 @@ void Model::mixture(Run& run, int64_t i) {
   const std::string mlp = run.tapped() ? "blocks." + std::to_string(i) + ".mlp." : "";
   std::vector<float> probs(T * E), share(T * k);
   std::vector<int32_t> chosen(T * k);
-  products(run.h.view(), {{&layer.router, probs.data()}});
+  products({{&layer.router, run.h.view(), probs.data()}});
   run.tap(mlp, "hook_router_logits", probs.data(), {T, E});
   for (int64_t t = 0; t < T; ++t) kernels_.softmax(probs.data() + t * E, E);
   run.tap(mlp, "hook_router_probs", probs.data(), {T, E});
@@ -339,25 +345,39 @@ void Model::mixture(Run& run, int64_t i) {
   }
   run.tap(mlp, "hook_expert_weights_topk", share.data(), {T, k});
 
-  std::vector<float> outputs(T * k * C), some;
-  std::vector<int64_t> places;
-  std::vector<int32_t> adapters;  // of the rows in `in`
-  Activations in;
   std::vector<int64_t> wanted;
   for (int64_t e = 0; e < E; ++e)
     if (std::find(chosen.begin(), chosen.end(), e) != chosen.end()) wanted.push_back(e);
   if (store_) store_->choose(i, wanted);
   if (run.tapped()) std::sort(wanted.begin(), wanted.end());  // who watches sees the experts in order
-  for (int64_t e : wanted) {
-    places.clear();
-    for (int64_t p = 0; p < T * k; ++p)
-      if (chosen[p] == e) places.push_back(p);
+  // Experts with few rows each are multiplied together, so that threads wait for each other less often. One by one
+  // where somebody watches, where a row has an adapter, and where the next may take the place of the one before.
+  const int64_t most = run.tapped() || run.step.adapters || store_ ? 0 : kRowsTogether;
+  std::vector<float> outputs(T * k * C), some;
+  std::vector<int64_t> places;
+  std::vector<int32_t> adapters;  // of the rows in `in`
+  std::vector<Share> shares;
+  Activations in;
+  for (size_t next = 0; next < wanted.size();) {
+    places.clear(), shares.clear(), adapters.clear();
+    const int64_t e = wanted[next];
+    if (store_) store_->fetch(i, e);
+    for (; next < wanted.size(); ++next) {
+      const int64_t first = static_cast<int64_t>(places.size());
+      for (int64_t p = 0; p < T * k; ++p)
+        if (chosen[p] == wanted[next]) places.push_back(p);
+      const int64_t rows = static_cast<int64_t>(places.size()) - first;
+      if (first && first + rows > most) {
+        places.resize(first);
+        break;
+      }
+      shares.push_back({&layer.experts[wanted[next]], first, rows});
+    }
     const int64_t n = static_cast<int64_t>(places.size());
     in.resize(n, C);
-    adapters.clear();
     if (run.step.adapters)
       for (int64_t p : places) adapters.push_back(run.step.adapters[p / k]);
-    for (int64_t r = 0; r < n; ++r) {  // the rows of the tokens that go to this expert
+    for (int64_t r = 0; r < n; ++r) {  // the rows of the tokens that go to these experts
       const int64_t t = places[r] / k;
       std::copy_n(run.h.x.data() + t * C, C, in.x.data() + r * C);
       std::copy_n(run.h.codes.data() + t * C, C, in.codes.data() + r * C);
@@ -365,9 +385,8 @@ void Model::mixture(Run& run, int64_t i) {
       std::copy_n(run.h.sums.data() + t * (C / 16), C / 16, in.sums.data() + r * (C / 16));
     }
     some.resize(n * C);
-    if (store_) store_->fetch(i, e);
     const std::string expert = run.tapped() ? mlp + "experts." + std::to_string(e) + "." : "";
-    swiglu(run, layer.experts[e], in, expert, some.data(), run.step.adapters ? adapters.data() : nullptr);
+    swiglu(run, shares, in, expert, some.data(), run.step.adapters ? adapters.data() : nullptr);
     run.tap(expert, "hook_out", some.data(), {n, C});
     for (int64_t r = 0; r < n; ++r) std::copy_n(some.data() + r * C, C, outputs.data() + places[r] * C);
   }

@@ -75,7 +75,8 @@ class Model {
     std::vector<Expert> experts;  // one where the layer is dense
     bool is_mixture() const { return router.data != nullptr; }
   };
-  struct Product { const Matrix* matrix; float* out; };
+  struct Product { const Matrix* matrix; Rows in; float* out; };
+  struct Share { const Expert* expert; int64_t first, rows; };  // rows of an input that one expert takes
   // Floats and their 8-bit form; the latter only where `quantised` says that somebody reads it.
   struct Activations {
     std::vector<float> x, scales;
@@ -83,7 +84,11 @@ class Model {
     std::vector<int32_t> sums;
     int64_t rows = 0, cols = 0;
     void resize(int64_t r, int64_t c);
-    Rows view() const { return {rows, cols, x.data(), codes.data(), scales.data(), sums.data()}; }
+    Rows view() const { return view(0, rows); }
+    Rows view(int64_t first, int64_t n) const {
+      return {n, cols, x.data() + first * cols, codes.data() + first * cols, scales.data() + first * (cols / 32),
+              sums.data() + first * (cols / 16)};
+    }
   };
   struct Run;  // what one call of forward works on
   struct RunPart { int64_t first, n; int32_t sequence; int64_t position; };  // consecutive tokens of one sequence
@@ -99,14 +104,14 @@ class Model {
   void embed(Run& run);
   void norm(Run& run, const float* gain, const std::string& prefix, const std::string& out, const float* x, bool quantised);
   void quantise(Activations& a, int64_t begin, int64_t end);
-  // `adapters` are those of the rows, or null.
-  void products(const Rows& rows, const std::vector<Product>& list, const int32_t* adapters = nullptr);
+  // `adapters` are those of the rows, or null; with them all products have the same input.
+  void products(const std::vector<Product>& list, const int32_t* adapters = nullptr);
   const Matrix* adaptable(const std::string& name) const;
-  void add_low_rank(const Rows& rows, const std::vector<Product>& list, const int32_t* adapters);
+  void add_low_rank(const std::vector<Product>& list, const int32_t* adapters);
   void attention(Run& run, int64_t layer);
   void attend(Run& run, const std::vector<RunPart>& parts, int64_t layer);
   void attend_seen(Run& run, const std::vector<RunPart>& parts, int64_t layer);
-  void swiglu(Run& run, const Expert& expert, const Activations& in, const std::string& prefix, float* out,
+  void swiglu(Run& run, const std::vector<Share>& shares, const Activations& in, const std::string& prefix, float* out,
               const int32_t* adapters);
   void mixture(Run& run, int64_t layer);
 
@@ -114,7 +119,7 @@ class Model {
   const Kernels& kernels_;
   ThreadPool pool_;
   std::unordered_map<std::string, Matrix> matrices_;
-  std::vector<Buffer> memory_;
+  Arena memory_;
   std::vector<Layer> layers_;
   std::unordered_map<std::string, Left> left_;
   std::unique_ptr<ExpertStore> store_;  // null where all experts are in memory

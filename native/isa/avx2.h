@@ -142,7 +142,11 @@ inline B high_nibbles(B x) { return band({_mm256_srli_epi16(x.a, 4), _mm256_srli
 template <int shift>
 inline B pairs(B x) { return band({_mm256_srli_epi16(x.a, shift), _mm256_srli_epi16(x.b, shift)}, 3); }
 inline B bor(B x, B y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
-inline B or_shifted4(B x, B high) { return bor(x, {_mm256_slli_epi16(high.a, 4), _mm256_slli_epi16(high.b, 4)}); }
+template <int shift>
+inline B or_pairs(B x, B from) {
+  const B two = pairs<shift>(from);
+  return bor(x, {_mm256_slli_epi16(two.a, 4), _mm256_slli_epi16(two.b, 4)});
+}
 inline __m256i spread_bits(const uint8_t* p, uint8_t bit) {  // 32 bits to 32 bytes
   int32_t bits;
   std::memcpy(&bits, p, 4);

@@ -103,7 +103,13 @@ inline B low_nibbles(B x) { return band(x, 15); }
 inline B high_nibbles(B x) { return band({_mm512_srli_epi16(x.v, 4)}, 15); }
 template <int shift>
 inline B pairs(B x) { return band({_mm512_srli_epi16(x.v, shift)}, 3); }
-inline B or_shifted4(B x, B high) { return {_mm512_or_si512(x.v, _mm512_slli_epi16(high.v, 4))}; }
+template <int shift>
+inline B or_pairs(B x, B from) {  // what a shift brings in from the neighbouring byte, the mask takes out
+  __m512i two = from.v;
+  if constexpr (shift < 4) two = _mm512_slli_epi16(two, 4 - shift);
+  if constexpr (shift > 4) two = _mm512_srli_epi16(two, shift - 4);
+  return {_mm512_ternarylogic_epi32(two, _mm512_set1_epi8(0x30), x.v, 0xEA)};  // (two & mask) | x
+}
 inline B or_bits(B x, const uint8_t* p, uint8_t bit) {
   uint64_t mask;
   std::memcpy(&mask, p, 8);

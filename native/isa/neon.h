@@ -135,7 +135,12 @@ inline B pairs(B x) {
   EACH(x.v[i] = vandq_u8(x.v[i], vdupq_n_u8(3)))
   return x;
 }
-inline B or_shifted4(B x, B high) { EACH(x.v[i] = vorrq_u8(x.v[i], vshlq_n_u8(high.v[i], 4))) return x; }
+template <int shift>
+inline B or_pairs(B x, B from) {
+  const B two = pairs<shift>(from);
+  EACH(x.v[i] = vorrq_u8(x.v[i], vshlq_n_u8(two.v[i], 4)))
+  return x;
+}
 inline B or_bits(B x, const uint8_t* p, uint8_t bit) {
   const uint8x16_t mask = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201)), value = vdupq_n_u8(bit);
   EACH(const uint8x16_t bits = vcombine_u8(vdup_n_u8(p[i * 2]), vdup_n_u8(p[i * 2 + 1]));

@@ -121,7 +121,9 @@ inline B low_nibbles(B a) { EACH(a.v[i] &= 15) return a; }
 inline B high_nibbles(B a) { EACH(a.v[i] >>= 4) return a; }
 template <int shift>
 inline B pairs(B a) { EACH(a.v[i] = (a.v[i] >> shift) & 3) return a; }
-inline B or_shifted4(B a, B high) { EACH(a.v[i] |= static_cast<uint8_t>(high.v[i] << 4)) return a; }
+// Adds the two bits at `shift` of each byte of `from`, as bits 4 and 5.
+template <int shift>
+inline B or_pairs(B a, B from) { EACH(a.v[i] |= static_cast<uint8_t>((from.v[i] >> shift & 3) << 4)) return a; }
 // Adds `bit` to the bytes whose bit is set in the 64 at p.
 inline B or_bits(B a, const uint8_t* p, uint8_t bit) {
   EACH(a.v[i] |= (p[i / 8] >> (i % 8) & 1) ? bit : 0)

@@ -152,7 +152,7 @@ inline void half_dots(const uint8_t* block, int h, const int8_t* a, int64_t stri
 }
 
 template <Type T, int N>
-inline void half_product(const Matrix& m, int64_t p, int h, const Rows& a, const Terms& terms, int64_t t0, float* out, int64_t stride) {
+inline void half_product(const Matrix& m, int64_t p, int64_t next, int h, const Rows& a, const Terms& terms, int64_t t0, float* out, int64_t stride) {
   constexpr Layout l = layout_of(T);
   constexpr int groups = 32 / l.group;
   const uint8_t *codes = m.panel(p), *scales = m.scales(p);
@@ -163,6 +163,7 @@ inline void half_product(const Matrix& m, int64_t p, int h, const Rows& a, const
   for (int t = 0; t < N; ++t) main[t] = _mm256_setzero_ps();
   for (int64_t b = 0; b < blocks; ++b) {
     __m256i dot[N][groups];
+    if (h == 0) ask_ahead<T>(codes, scales, b, next);
     half_dots<T, N>(codes + b * l.code_bytes, h, x + b * 32, a.cols, dot);
     for (int g = 0; g < groups; ++g) {
       const __m256 scale = half_scale<T>(scales, b, g, h);
@@ -205,9 +206,9 @@ inline void half_product(const Matrix& m, int64_t p, int h, const Rows& a, const
 constexpr int64_t kPanelBytes = 24 * 1024;  // panels that stay in the first cache while the tokens pass
 
 template <Type T, int N>
-inline void halves_of(const Matrix& m, int64_t from, int64_t to, const Rows& a, const Terms& terms, int64_t t, float* out, int64_t stride) {
+inline void halves_of(const Matrix& m, int64_t from, int64_t to, int64_t end, const Rows& a, const Terms& terms, int64_t t, float* out, int64_t stride) {
   for (int64_t p = from; p < to; ++p)
-    for (int h = 0; h < (m.rows - p * 16 > 8 ? 2 : 1); ++h) half_product<T, N>(m, p, h, a, terms, t, out, stride);
+    for (int h = 0; h < (m.rows - p * 16 > 8 ? 2 : 1); ++h) half_product<T, N>(m, p, p + 1 < end ? m.panel_size() : 0, h, a, terms, t, out, stride);
 }
 
 template <Type T>
@@ -216,8 +217,8 @@ inline void matmul_halves(const Matrix& m, const Rows& a, const Terms& terms, in
   for (int64_t from = begin; from < end; from += some) {
     const int64_t to = from + some < end ? from + some : end;
     int64_t t = 0;
-    for (; t + 4 <= a.rows; t += 4) halves_of<T, 4>(m, from, to, a, terms, t, out, stride);
-    for (; t + 2 <= a.rows; t += 2) halves_of<T, 2>(m, from, to, a, terms, t, out, stride);
-    for (; t < a.rows; ++t) halves_of<T, 1>(m, from, to, a, terms, t, out, stride);
+    for (; t + 4 <= a.rows; t += 4) halves_of<T, 4>(m, from, to, end, a, terms, t, out, stride);
+    for (; t + 2 <= a.rows; t += 2) halves_of<T, 2>(m, from, to, end, a, terms, t, out, stride);
+    for (; t < a.rows; ++t) halves_of<T, 1>(m, from, to, end, a, terms, t, out, stride);
   }
 }
