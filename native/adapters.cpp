@@ -62,7 +62,7 @@ void Model::add_low_rank(const std::vector<Product>& list, const int32_t* adapte
   for (int64_t t = 0; t < rows.rows; ++t)
     if (adapters[t] >= 0) groups[adapters[t]].push_back(t);
   auto multiply = [&](const Matrix& m, const float* x, int64_t n, float* out) {
-    const Rows in{n, m.cols, x, nullptr, nullptr, nullptr};
+    const Rows in{n, m.cols, x};
     pool_.split((m.rows + 3) / 4, [&](int64_t begin, int64_t end, int) {
       kernels_.matmul[F32](m, in, begin * 4, end * 4 < m.rows ? end * 4 : m.rows, out, m.rows);
     });

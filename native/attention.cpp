@@ -53,7 +53,7 @@ void Model::attention(Run& run, int64_t i) {
     attend(run, run.parts, i);
   }
   run.tap(attn, "hook_z", run.z.x.data(), {T, H, D});
-  if (!is_float(layer.o.type)) pool_.split(T, [&](int64_t begin, int64_t end, int) { quantise(run.z, begin * H * D, end * H * D); });
+  if (!is_float(layer.o.type)) pool_.split(T, [&](int64_t begin, int64_t end, int) { run.z.quantise(kernels_, begin * H * D, end * H * D); });
   products({{&layer.o, run.z.view(), run.out.data()}}, run.step.adapters);
 }
 

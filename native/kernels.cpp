@@ -43,6 +43,11 @@ void fill(Kernels& k) {
 
 void fill_table(Kernels& k) {
   k.isa = VITRAL_NAME;
+#if defined(VITRAL_TILES)
+  k.tiles_from = kTileRowsFrom;
+#else
+  k.tiles_from = 0;
+#endif
   fill<F32>(k);
   k.quantise = quantise;
   k.rms_scale = rms_scale;

@@ -45,6 +45,7 @@ struct Queries {
 
 struct Kernels {
   const char* isa;
+  int64_t tiles_from;  // from so many rows on, products read activations in tiles; 0: never
   void (*quantise)(const float* x, int64_t n, int8_t* codes, float* scales, int32_t* sums);
   // Panels (float types: rows) [begin, end) of matrix x rows into out (rows, stride).
   void (*matmul[N_TYPES])(const Matrix&, const Rows&, int64_t begin, int64_t end, float* out, int64_t stride);

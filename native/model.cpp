@@ -21,14 +21,6 @@ bool any_packed(std::initializer_list<const Matrix*> list) {
 
 }  // namespace
 
-void Model::Activations::resize(int64_t r, int64_t c) {
-  rows = r, cols = c;
-  x.resize(r * c);
-  codes.resize(r * c);
-  scales.resize(r * ((c + 31) / 32));
-  sums.resize(r * ((c + 15) / 16));
-}
-
 Model::Model(const Config& config, const Kernels& kernels, int n_threads)
     : config_(config), kernels_(kernels), pool_(n_threads), scratch_(n_threads < 1 ? 1 : n_threads) {}
 
@@ -178,18 +170,20 @@ void Model::check(const Cache& cache, const Step& s) const {
 void Model::forward(Cache& cache, const Step& step, const Taps* taps, float* logits) {
   check(cache, step);
   const Config& c = config_;
-  Run run(cache, step, taps, c);
+  Run run(cache, step, taps, c, in_tiles(step.n_tokens));
   embed(run);
   for (int64_t i = 0; i < c.n_layers; ++i) {
     const Layer& layer = layers_[i];
     const std::string block = run.tapped() ? "blocks." + std::to_string(i) + "." : "";
     run.tap(block, "hook_resid_pre", run.x.data(), {run.T, c.dim});
+    run.h.resize(run.T, c.dim, in_tiles(run.T));
     norm(run, layer.ln1, block + "ln1", block + "attn.hook_in", run.x.data(), any_packed({&layer.q, &layer.k, &layer.v}));
     attention(run, i);
     run.tap(block, "hook_attn_out", run.out.data(), {run.T, c.dim});
     kernels_.add(run.x.data(), run.out.data(), run.T * c.dim, run.x.data());
     run.tap(block, "hook_resid_mid", run.x.data(), {run.T, c.dim});
     const Expert& first = layer.experts[0];
+    if (layer.is_mixture()) run.h.resize(run.T, c.dim, false);  // its rows are dealt out among the experts
     norm(run, layer.ln2, block + "ln2", block + "mlp.hook_in", run.x.data(), layer.is_mixture() || any_packed({&first.gate, &first.up}));
     if (layer.is_mixture()) mixture(run, i);
     else swiglu(run, {{&first, 0, run.T}}, run.h, block + "mlp.", run.out.data(), step.adapters);
@@ -201,7 +195,7 @@ void Model::forward(Cache& cache, const Step& step, const Taps* taps, float* log
   std::vector<float> last(step.n_wanted * c.dim);
   for (int64_t r = 0; r < step.n_wanted; ++r)
     std::copy_n(run.x.data() + step.wanted[r] * c.dim, c.dim, last.data() + r * c.dim);
-  run.h.resize(step.n_wanted, c.dim);
+  run.h.resize(step.n_wanted, c.dim, in_tiles(step.n_wanted));
   norm(run, ln_final_, "ln_final", "unembed.hook_in", last.data(), any_packed({&unembed_}));
   products({{&unembed_, run.h.view(), logits}});
   run.tap("", "unembed.hook_out", logits, {step.n_wanted, c.vocab_size});
@@ -239,11 +233,6 @@ void Model::embed(Run& run) {
   run.tap("", "hook_embed", run.x.data(), {run.T, dim});
 }
 
-// Elements [begin, end), whole blocks of 32 columns.
-void Model::quantise(Activations& a, int64_t begin, int64_t end) {
-  kernels_.quantise(a.x.data() + begin, end - begin, a.codes.data() + begin, a.scales.data() + begin / 32, a.sums.data() + begin / 16);
-}
-
 // Rows of run.h from x: over the root of the mean square, times the gain, and in 8 bits.
 void Model::norm(Run& run, const float* gain, const std::string& prefix, const std::string& out, const float* x, bool quantised) {
   Activations& h = run.h;
@@ -254,7 +243,7 @@ void Model::norm(Run& run, const float* gain, const std::string& prefix, const s
   if (!run.tapped()) {
     pool_.split(h.rows, [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t) normalise(t, scale_of(t)), gained(t);
-      if (quantised) quantise(h, begin * n, end * n);
+      if (quantised) h.quantise(kernels_, begin * n, end * n);
     });
     return;
   }
@@ -265,15 +254,15 @@ void Model::norm(Run& run, const float* gain, const std::string& prefix, const s
   run.tap(prefix, ".hook_normalized", h.x.data(), {h.rows, n});
   for (int64_t t = 0; t < h.rows; ++t) gained(t);
   run.tap(out, "", h.x.data(), {h.rows, n});
-  if (quantised) quantise(h, 0, h.rows * n);
+  if (quantised) h.quantise(kernels_, 0, h.rows * n);
 }
 
-// All products at once: one part of the rows of all matrices for each thread.
+// All products at once: the rows of all matrices, shared out among the threads.
 void Model::products(const std::vector<Product>& list, const int32_t* adapters) {
   auto units = [](const Matrix& m) { return is_float(m.type) ? (m.rows + 3) / 4 : m.panels(); };
   int64_t total = 0;
   for (const Product& p : list) total += units(*p.matrix);
-  pool_.split(total, [&](int64_t begin, int64_t end, int) {
+  pool_.share(total, [&](int64_t begin, int64_t end, int) {
     int64_t offset = 0;
     for (const Product& p : list) {
       const Matrix& m = *p.matrix;
@@ -292,7 +281,7 @@ void Model::swiglu(Run& run, const std::vector<Share>& shares, const Activations
   const int64_t n = in.rows, F = config_.hidden_dim, C = config_.dim;
   run.gate.resize(n * F);
   run.up.resize(n * F);
-  run.post.resize(n, F);
+  run.post.resize(n, F, in.tiled);
   std::vector<Product> list;
   for (const Share& s : shares) {
     list.push_back({&s.expert->gate, in.view(s.first, s.rows), run.gate.data() + s.first * F});
@@ -303,14 +292,14 @@ void Model::swiglu(Run& run, const std::vector<Share>& shares, const Activations
   run.tap(prefix, "hook_pre_linear", run.up.data(), {n, F});
   const bool packed = std::any_of(shares.begin(), shares.end(), [](const Share& s) { return !is_float(s.expert->down.type); });
   const bool tapped = run.tapped();
-  const int64_t width = F % 32 ? F : 32;  // parts that are rounded each for itself: also one row is shared among threads
+  const int64_t width = F % 32 || in.tiled ? F : 32;  // parts that are rounded each for itself: also one row is shared among threads
   pool_.split(n * F / width, [&](int64_t begin, int64_t end, int) {
     const int64_t from = begin * width, to = end * width;
     kernels_.silu_mul(run.gate.data() + from, run.up.data() + from, to - from, run.post.x.data() + from);
-    if (packed && !tapped) quantise(run.post, from, to);
+    if (packed && !tapped) run.post.quantise(kernels_, from, to);
   });
   run.tap(prefix, "hook_post", run.post.x.data(), {n, F});
-  if (packed && tapped) quantise(run.post, 0, n * F);
+  if (packed && tapped) run.post.quantise(kernels_, 0, n * F);
   list.clear();
   for (const Share& s : shares) list.push_back({&s.expert->down, run.post.view(s.first, s.rows), out + s.first * C});
   products(list, adapters);
@@ -374,16 +363,10 @@ void Model::mixture(Run& run, int64_t i) {
       shares.push_back({&layer.experts[wanted[next]], first, rows});
     }
     const int64_t n = static_cast<int64_t>(places.size());
-    in.resize(n, C);
+    in.resize(n, C, shares.size() == 1 && in_tiles(n));
     if (run.step.adapters)
       for (int64_t p : places) adapters.push_back(run.step.adapters[p / k]);
-    for (int64_t r = 0; r < n; ++r) {  // the rows of the tokens that go to these experts
-      const int64_t t = places[r] / k;
-      std::copy_n(run.h.x.data() + t * C, C, in.x.data() + r * C);
-      std::copy_n(run.h.codes.data() + t * C, C, in.codes.data() + r * C);
-      std::copy_n(run.h.scales.data() + t * (C / 32), C / 32, in.scales.data() + r * (C / 32));
-      std::copy_n(run.h.sums.data() + t * (C / 16), C / 16, in.sums.data() + r * (C / 16));
-    }
+    for (int64_t r = 0; r < n; ++r) in.take(run.h, places[r] / k, r);
     some.resize(n * C);
     const std::string expert = run.tapped() ? mlp + "experts." + std::to_string(e) + "." : "";
     swiglu(run, shares, in, expert, some.data(), run.step.adapters ? adapters.data() : nullptr);

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "activations.h"
 #include "adapters.h"
 #include "cache.h"
 #include "experts.h"
@@ -77,19 +78,6 @@ class Model {
   };
   struct Product { const Matrix* matrix; Rows in; float* out; };
   struct Share { const Expert* expert; int64_t first, rows; };  // rows of an input that one expert takes
-  // Floats and their 8-bit form; the latter only where `quantised` says that somebody reads it.
-  struct Activations {
-    std::vector<float> x, scales;
-    std::vector<int8_t> codes;
-    std::vector<int32_t> sums;
-    int64_t rows = 0, cols = 0;
-    void resize(int64_t r, int64_t c);
-    Rows view() const { return view(0, rows); }
-    Rows view(int64_t first, int64_t n) const {
-      return {n, cols, x.data() + first * cols, codes.data() + first * cols, scales.data() + first * (cols / 32),
-              sums.data() + first * (cols / 16)};
-    }
-  };
   struct Run;  // what one call of forward works on
   struct RunPart { int64_t first, n; int32_t sequence; int64_t position; };  // consecutive tokens of one sequence
 
@@ -103,7 +91,7 @@ class Model {
   void check(const Cache& cache, const Step& step) const;
   void embed(Run& run);
   void norm(Run& run, const float* gain, const std::string& prefix, const std::string& out, const float* x, bool quantised);
-  void quantise(Activations& a, int64_t begin, int64_t end);
+  bool in_tiles(int64_t rows) const { return kernels_.tiles_from && rows >= kernels_.tiles_from; }
   // `adapters` are those of the rows, or null; with them all products have the same input.
   void products(const std::vector<Product>& list, const int32_t* adapters = nullptr);
   const Matrix* adaptable(const std::string& name) const;

@@ -82,6 +82,9 @@ struct Rows {
   const int8_t* codes = nullptr;   // (rows, cols)
   const float* scales = nullptr;   // (rows, cols / 32)
   const int32_t* sums = nullptr;   // (rows, cols / 16)
+  // In tiles of 16 rows, those behind the last undefined, where this is not null: codes (tile, cols / 32, 16, 32),
+  // scales (tile, cols / 32, 16), and of the block and its halves, in place of sums, those times the scale: (tile, cols / 32, 3, 16).
+  const float* lows = nullptr;
 };
 
 // Packs panels [begin, end) of a matrix from GGUF rows into `out`, which has size() bytes.

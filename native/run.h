@@ -5,15 +5,14 @@
 namespace vitral {
 
 struct Model::Run {
-  Run(Cache& cache_, const Step& step_, const Taps* taps_, const Config& c)
+  Run(Cache& cache_, const Step& step_, const Taps* taps_, const Config& c, bool in_tiles)
       : cache(cache_), step(step_), taps(taps_ && !taps_->names.empty() ? taps_ : nullptr), T(step_.n_tokens) {
     x.resize(T * c.dim);
     out.resize(T * c.dim);
-    h.resize(T, c.dim);
     q.resize(T * c.n_heads * c.head_dim);
     k.resize(T * c.n_kv_heads * c.head_dim);
     v.resize(k.size());
-    z.resize(T, c.n_heads * c.head_dim);
+    z.resize(T, c.n_heads * c.head_dim, in_tiles);
     for (int64_t t = 0; t < T;) {  // tokens of a sequence are consecutive
       int64_t n = 1;
       while (t + n < T && step.sequences[t + n] == step.sequences[t]) ++n;

@@ -1,6 +1,7 @@
-// One pool of threads. Work is cut into as many equal parts as there are threads, always the same
-// parts; what a part computes never depends on how many there are.
+// One pool of threads. What a part of the work computes never depends on how many threads there are, nor on
+// which of them takes it.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -38,7 +39,32 @@ class ThreadPool {
     });
   }
 
+  // Calls task(begin, end, worker) on parts of [0, n). Each worker begins with a part of its own and takes it
+  // bite by bite; who is done helps the others.
+  template <class Task>
+  void share(int64_t n, const Task& task) {
+    if (n <= 1 || n_ == 1) {
+      if (n > 0) task(int64_t{0}, n, 0);
+      return;
+    }
+    struct alignas(64) Part { std::atomic<int64_t> next; int64_t end; };
+    std::vector<Part> parts(n_);
+    const int64_t bite = std::max<int64_t>(n / n_ / kBites, 1);
+    for (int worker = 0; worker < n_; ++worker) {
+      parts[worker].next.store(n * worker / n_, std::memory_order_relaxed);
+      parts[worker].end = n * (worker + 1) / n_;
+    }
+    each([&](int worker) {
+      for (int i = 0; i < n_; ++i) {
+        Part& part = parts[(worker + i) % n_];
+        for (int64_t begin; (begin = part.next.fetch_add(bite, std::memory_order_relaxed)) < part.end;)
+          task(begin, std::min(begin + bite, part.end), worker);
+      }
+    });
+  }
+
  private:
+  static constexpr int kBites = 8;  // of a worker's part
   using Call = void (*)(const void*, int);
   void run(Call call, const void* task);
   void serve(int worker);

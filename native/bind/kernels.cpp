@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "../activations.h"
 #include "../dispatch.h"
 #include "../pack.h"
 #include "areas.h"
@@ -49,20 +50,12 @@ Out<float> matmul(const PackedMatrix& w, In<float, 2> x, ThreadPool& pool, const
   const float* from = x.data();
   {
     nb::gil_scoped_release release;
-    Rows a{rows, cols, from, nullptr, nullptr, nullptr};
-    std::vector<int8_t> codes;
-    std::vector<float> scales;
-    std::vector<int32_t> sums;
-    if (!is_float(m.type)) {
-      codes.resize(rows * cols), scales.resize(rows * (cols / 32)), sums.resize(rows * (cols / 16));
-      pool.split(rows, [&](int64_t begin, int64_t end, int) {
-        for (int64_t t = begin; t < end; ++t)
-          k.quantise(from + t * cols, cols, &codes[t * cols], &scales[t * (cols / 32)], &sums[t * (cols / 16)]);
-      });
-      a.codes = codes.data(), a.scales = scales.data(), a.sums = sums.data();
-    }
+    Activations a;
+    a.resize(rows, cols, !is_float(m.type) && k.tiles_from && rows >= k.tiles_from);
+    std::copy_n(from, rows * cols, a.x.data());
+    if (!is_float(m.type)) pool.split(rows, [&](int64_t begin, int64_t end, int) { a.quantise(k, begin * cols, end * cols); });
     pool.split(is_float(m.type) ? m.rows : m.panels(),
-               [&](int64_t begin, int64_t end, int) { k.matmul[m.type](m, a, begin, end, to, m.rows); });
+               [&](int64_t begin, int64_t end, int) { k.matmul[m.type](m, a.view(), begin, end, to, m.rows); });
   }
   return out;
 }

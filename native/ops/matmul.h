@@ -196,12 +196,12 @@ inline void panel_product(const Matrix& m, int64_t p, int64_t next, const Rows& 
 
 template <Type T>
 void matmul_packed(const Matrix& m, const Rows& a, int64_t begin, int64_t end, float* out, int64_t stride) {
-  const Terms terms = find_terms<T>(a);
 #if defined(VITRAL_TILES)
-  if (a.rows >= kTileRowsFrom) return matmul_tiles<T>(m, a, terms, begin, end, out, stride);
+  if (a.lows) return matmul_tiles<T>(m, a, begin, end, out, stride);
 #endif
+  const Terms terms = find_terms<T>(a);
   for (int64_t p = begin; p < end; ++p) {
-    const int64_t next = p + 1 < end ? m.panel_size() : 0;
+    const int64_t next = p + 1 < m.panels() ? m.panel_size() : 0;
     int64_t t = 0;
     for (; t + 8 <= a.rows; t += 8) panel_product<T, 8>(m, p, next, a, terms, t, out, stride);
     for (; t + 4 <= a.rows; t += 4) panel_product<T, 4>(m, p, next, a, terms, t, out, stride);

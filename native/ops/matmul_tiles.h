@@ -22,14 +22,6 @@ inline void configure_tiles() {
   _tile_loadconfig(&c);
 }
 
-// Activations in tile order; tokens behind the last are zero.
-struct TileRows {
-  int64_t tiles, groups;
-  int8_t* codes;   // [tile][group][16][columns]
-  float* scales;   // [tile][group][16]
-  float* lows;     // the same, where the type has minima
-};
-
 struct TilePanel {
   int8_t* codes;   // [group][columns / 4][64]
   float* scales;   // [group][16]
@@ -38,38 +30,11 @@ struct TilePanel {
   float* main;     // one tile of results
 };
 
-// Takes `count` rows of activations from row `first` on.
-template <Type T>
-inline void lay_out(const Matrix& m, const Rows& a, const Terms& terms, int64_t first, int64_t count, TileRows* rows, TilePanel* panel) {
-  constexpr Layout l = layout_of(T);
-  constexpr bool low = has_minima(l.scales);
-  const int64_t groups = m.cols / l.group, tiles = (count + 15) / 16;
-  const int64_t all = tiles * groups * 16;
-  uint8_t* at = kept_tiles.room(tiles * 16 * m.cols + all * 4 * (low ? 2 : 1) + m.cols * 16 + groups * 128 + 5 * 1024);
+inline TilePanel panel_for(int64_t cols, int64_t groups) {
+  uint8_t* at = kept_tiles.room(cols * 16 + groups * 128 + 5 * 1024);
   const auto take = [&](int64_t bytes) { uint8_t* p = at; at += bytes; return p; };
-  *rows = {tiles, groups, reinterpret_cast<int8_t*>(take(tiles * 16 * m.cols)), reinterpret_cast<float*>(take(all * 4)),
-           low ? reinterpret_cast<float*>(take(all * 4)) : nullptr};
-  panel->codes = reinterpret_cast<int8_t*>(take(m.cols * 16));
-  panel->scales = reinterpret_cast<float*>(take(groups * 64));
-  panel->minima = reinterpret_cast<float*>(take(groups * 64));
-  panel->sums = reinterpret_cast<int32_t*>(take(4096));
-  panel->main = reinterpret_cast<float*>(take(1024));
-  for (int64_t t = 0; t < tiles * 16; ++t) {
-    const int64_t tile = t / 16, row = t % 16;
-    int8_t* codes = rows->codes + (tile * groups * 16 + row) * l.group;
-    float* scales = rows->scales + tile * groups * 16 + row;
-    for (int64_t g = 0; g < groups; ++g) {
-      if (t < count) {
-        std::memcpy(codes + g * 16 * l.group, a.codes + (first + t) * m.cols + g * l.group, l.group);
-        scales[g * 16] = a.scales[(first + t) * (m.cols / 32) + g * l.group / 32];
-        if constexpr (low) rows->lows[tile * groups * 16 + row + g * 16] = terms.lows[(first + t) * groups + g];
-      } else {
-        std::memset(codes + g * 16 * l.group, 0, l.group);
-        scales[g * 16] = 0.0f;
-        if constexpr (low) rows->lows[tile * groups * 16 + row + g * 16] = 0.0f;
-      }
-    }
-  }
+  return {reinterpret_cast<int8_t*>(take(cols * 16)), reinterpret_cast<float*>(take(groups * 64)), reinterpret_cast<float*>(take(groups * 64)),
+          reinterpret_cast<int32_t*>(take(4096)), reinterpret_cast<float*>(at)};
 }
 
 template <Type T>
@@ -103,18 +68,20 @@ inline void add_group(const int32_t* sums, const float* weight_scale, const floa
 
 // Results of one tile of tokens: adds the minima's share and stores the first `tokens` rows.
 template <Type T>
-inline void finish_tile(const Matrix& m, int64_t p, const TileRows& rows, const TilePanel& w, int64_t tile, int64_t tokens, const F* main, float* out, int64_t stride) {
+inline void finish_tile(const Matrix& m, int64_t p, const Rows& a, int64_t first, const TilePanel& w, int64_t tile, int64_t tokens, const F* main, float* out, int64_t stride) {
 #pragma GCC unroll 16
   for (int t = 0; t < 16; ++t) store(w.main + t * 16, main[t]);
   if constexpr (has_minima(layout_of(T).scales)) {
     F low[16];
 #pragma GCC unroll 16
     for (int t = 0; t < 16; ++t) low[t] = zero();
-    const float* lows = rows.lows + tile * rows.groups * 16;
-    for (int64_t i = 0; i < rows.groups; ++i) {
+    constexpr int group = layout_of(T).group;
+    const float* lows = a.lows + (first + tile) * (m.cols / 32) * 48;
+    for (int64_t i = 0; i < m.cols / group; ++i) {
+      const float* of = lows + (group == 32 ? i * 48 : i / 2 * 48 + 16 + i % 2 * 16);
       const F minimum = load(w.minima + i * 16);
 #pragma GCC unroll 16
-      for (int t = 0; t < 16; ++t) low[t] = fma(set1(lows[i * 16 + t]), minimum, low[t]);
+      for (int t = 0; t < 16; ++t) low[t] = fma(set1(of[t]), minimum, low[t]);
     }
 #pragma GCC unroll 16
     for (int t = 0; t < 16; ++t) store(w.main + t * 16, add(load(w.main + t * 16), low[t]));
@@ -122,45 +89,50 @@ inline void finish_tile(const Matrix& m, int64_t p, const TileRows& rows, const 
   for (int64_t t = 0; t < tokens; ++t) store_panel(m, p, out + (tile * 16 + t) * stride, load(w.main + t * 16));
 }
 
-// One panel times all tiles of tokens, four groups a step. The float work of a step runs beside
+// One panel times `tokens` tokens from tile `first` on, four groups a step. The float work of a step runs beside
 // the tile work of the next, and its four stores come together (measured: fastest).
 template <Type T>
-inline void tiles_product(const Matrix& m, int64_t p, bool another, const TileRows& rows, const TilePanel& w, int64_t tokens, float* out, int64_t stride) {
-  constexpr int group = layout_of(T).group, size = 16 * group;  // bytes of a tile of codes
-  const int64_t steps = (rows.groups + 3) / 4, last = rows.groups - (steps - 1) * 4;
+inline void tiles_product(const Matrix& m, int64_t p, const Rows& a, int64_t first, const TilePanel& w, int64_t tokens, float* out, int64_t stride) {
+  constexpr int group = layout_of(T).group, size = 16 * group;  // bytes of a tile of weights
+  // Two groups of 16 columns lie in one block of activations, and have one scale there.
+  constexpr auto codes_at = [](int i) { return group == 32 ? i * 512 : i / 2 * 512 + i % 2 * 16; };
+  constexpr auto scale_at = [](int i) { return i * group / 32 * 16; };
+  const int64_t groups = m.cols / group, blocks = m.cols / 32, tiles = (tokens + 15) / 16;
+  const int64_t steps = (groups + 3) / 4, last = groups - (steps - 1) * 4;
+  const bool another = p + 1 < m.panels();
   const int64_t part = align64((m.panel_size() + steps - 1) / steps);
   F main[16];
 #pragma GCC unroll 16
   for (int t = 0; t < 16; ++t) main[t] = zero();
-  const float* s = rows.scales;        // of the groups whose sums wait
+  const float* s = a.scales;        // of the groups whose sums wait
   const float* scales = w.scales;
-  int64_t waiting = 0;                 // how many: 0 to 4
+  int64_t waiting = 0;              // how many: 0 to 4
 // clang-format off
-#define VITRAL_GROUP(i, a, b)                                  \
+#define VITRAL_GROUP(i, ta, tb)                                \
   if (i < n) {                                                 \
     _tile_zero(i);                                             \
-    _tile_loadd(a, x + i * size, group);                       \
-    _tile_loadd(b, codes + i * size, 64);                      \
-    _tile_dpbssd(i, a, b);                                     \
+    _tile_loadd(ta, x + codes_at(i), 32);                      \
+    _tile_loadd(tb, codes + i * size, 64);                     \
+    _tile_dpbssd(i, ta, tb);                                   \
   }                                                            \
-  if (i < waiting) add_group(w.sums + i * 256, scales + i * 16, s + i * 16, main);
+  if (i < waiting) add_group(w.sums + i * 256, scales + i * 16, s + scale_at(i), main);
   // clang-format on
-  for (int64_t tile = 0; tile < rows.tiles; ++tile)
+  for (int64_t tile = 0; tile < tiles; ++tile)
     for (int64_t step = 0; step < steps; ++step) {
-      const int64_t g = step * 4, n = step + 1 < steps ? 4 : last;
-      const int8_t *x = rows.codes + (tile * rows.groups + g) * size, *codes = w.codes + g * size;
+      const int64_t g = step * 4, n = step + 1 < steps ? 4 : last, block = (first + tile) * blocks + g * group / 32;
+      const int8_t *x = a.codes + block * 512, *codes = w.codes + g * size;
       // The rows of the result lie far apart: fetch their lines before they are written.
       if (step == 0)
         for (int64_t t = tile * 16; t < tile * 16 + 16 && t < tokens; ++t) __builtin_prefetch(out + t * stride + p * 16, 1);
       // With one tile of tokens the weights come as fast as memory gives them: ask for the next panel meanwhile.
-      if (another && tile + 1 == rows.tiles)
+      if (another && tile + 1 == tiles)
         for (int64_t i = step * part; i < step * part + part; i += 64) __builtin_prefetch(m.panel(p + 1) + i);
       VITRAL_GROUP(0, 4, 6)
       VITRAL_GROUP(1, 5, 7)
       VITRAL_GROUP(2, 4, 6)
       VITRAL_GROUP(3, 5, 7)
       if (step == 0 && tile > 0) {
-        finish_tile<T>(m, p, rows, w, tile - 1, 16, main, out, stride);
+        finish_tile<T>(m, p, a, first, w, tile - 1, 16, main, out, stride);
 #pragma GCC unroll 16
         for (int t = 0; t < 16; ++t) main[t] = zero();
       }
@@ -168,28 +140,26 @@ inline void tiles_product(const Matrix& m, int64_t p, bool another, const TileRo
       if (n > 1) _tile_stored(1, w.sums + 256, 64);
       if (n > 2) _tile_stored(2, w.sums + 512, 64);
       if (n > 3) _tile_stored(3, w.sums + 768, 64);
-      s = rows.scales + (tile * rows.groups + g) * 16, scales = w.scales + g * 16, waiting = n;
+      s = a.scales + block * 16, scales = w.scales + g * 16, waiting = n;
     }
 #undef VITRAL_GROUP
-  for (int64_t i = 0; i < waiting; ++i) add_group(w.sums + i * 256, scales + i * 16, s + i * 16, main);
-  finish_tile<T>(m, p, rows, w, rows.tiles - 1, tokens - (rows.tiles - 1) * 16, main, out, stride);
+  for (int64_t i = 0; i < waiting; ++i) add_group(w.sums + i * 256, scales + i * 16, s + scale_at(static_cast<int>(i)), main);
+  finish_tile<T>(m, p, a, first, w, tiles - 1, tokens - (tiles - 1) * 16, main, out, stride);
 }
 
 constexpr int64_t kTileBytes = 768 * 1024;  // activations that stay in the second cache while panels pass
 
 template <Type T>
-void matmul_tiles(const Matrix& m, const Rows& a, const Terms& terms, int64_t begin, int64_t end, float* out, int64_t stride) {
+void matmul_tiles(const Matrix& m, const Rows& a, int64_t begin, int64_t end, float* out, int64_t stride) {
   configure_tiles<layout_of(T).group>();
-  const int64_t fit = kTileBytes / (16 * m.cols), most = (fit < 4 ? 4 : fit) * 16;
-  for (int64_t first = 0; first < a.rows; first += most) {
-    const int64_t count = a.rows - first < most ? a.rows - first : most;
-    TileRows rows;
-    TilePanel panel;
-    lay_out<T>(m, a, terms, first, count, &rows, &panel);
+  const TilePanel panel = panel_for(m.cols, m.cols / layout_of(T).group);
+  const int64_t fit = kTileBytes / (16 * m.cols), most = fit < 4 ? 4 : fit, all = (a.rows + 15) / 16;
+  for (int64_t first = 0; first < all; first += most) {
+    const int64_t tiles = all - first < most ? all - first : most, rest = a.rows - first * 16, count = rest < tiles * 16 ? rest : tiles * 16;
     for (int64_t p = begin; p < end; ++p) {
       expand_panel<T>(m, p, panel);
       asm volatile("" ::: "memory");  // the compiler does not know that tile loads read what was just stored
-      tiles_product<T>(m, p, p + 1 < end, rows, panel, count, out + first * stride, stride);
+      tiles_product<T>(m, p, a, first, panel, count, out + first * 16 * stride, stride);
     }
   }
   _tile_release();

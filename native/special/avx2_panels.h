@@ -206,9 +206,9 @@ inline void half_product(const Matrix& m, int64_t p, int64_t next, int h, const 
 constexpr int64_t kPanelBytes = 24 * 1024;  // panels that stay in the first cache while the tokens pass
 
 template <Type T, int N>
-inline void halves_of(const Matrix& m, int64_t from, int64_t to, int64_t end, const Rows& a, const Terms& terms, int64_t t, float* out, int64_t stride) {
+inline void halves_of(const Matrix& m, int64_t from, int64_t to, const Rows& a, const Terms& terms, int64_t t, float* out, int64_t stride) {
   for (int64_t p = from; p < to; ++p)
-    for (int h = 0; h < (m.rows - p * 16 > 8 ? 2 : 1); ++h) half_product<T, N>(m, p, p + 1 < end ? m.panel_size() : 0, h, a, terms, t, out, stride);
+    for (int h = 0; h < (m.rows - p * 16 > 8 ? 2 : 1); ++h) half_product<T, N>(m, p, p + 1 < m.panels() ? m.panel_size() : 0, h, a, terms, t, out, stride);
 }
 
 template <Type T>
@@ -217,8 +217,8 @@ inline void matmul_halves(const Matrix& m, const Rows& a, const Terms& terms, in
   for (int64_t from = begin; from < end; from += some) {
     const int64_t to = from + some < end ? from + some : end;
     int64_t t = 0;
-    for (; t + 4 <= a.rows; t += 4) halves_of<T, 4>(m, from, to, end, a, terms, t, out, stride);
-    for (; t + 2 <= a.rows; t += 2) halves_of<T, 2>(m, from, to, end, a, terms, t, out, stride);
-    for (; t < a.rows; ++t) halves_of<T, 1>(m, from, to, end, a, terms, t, out, stride);
+    for (; t + 4 <= a.rows; t += 4) halves_of<T, 4>(m, from, to, a, terms, t, out, stride);
+    for (; t + 2 <= a.rows; t += 2) halves_of<T, 2>(m, from, to, a, terms, t, out, stride);
+    for (; t < a.rows; ++t) halves_of<T, 1>(m, from, to, a, terms, t, out, stride);
   }
 }
