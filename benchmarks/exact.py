@@ -24,15 +24,13 @@ import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record
-from benchmarks.over_http import Server, connection, get, sent, served
+from benchmarks.over_http import Server, connection, counted, run, sent
 from tests.formats.test_adapters import random_parts, write_peft
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import admitted
@@ -355,7 +353,7 @@ async def measured(server: Server, model: str, folder: Path, seconds: float, cli
     """Prepare, load, compare; plain figures."""
     load = Load(server, model, folder)
     await load.prepare()
-    deaths = await _deaths(server)
+    deaths = await counted(server, "vitral_engine_deaths_total{")
     began = time.monotonic()
     await load.run(seconds, clients)
     took = time.monotonic() - began
@@ -372,32 +370,15 @@ async def measured(server: Server, model: str, folder: Path, seconds: float, cli
         "different": len(different),
         "different_afterwards": len(after),
         "examples": [*different, *after][:5],
-        "worker_deaths": await _deaths(server) - deaths,
+        "worker_deaths": await counted(server, "vitral_engine_deaths_total{") - deaths,
         "memory": load.memory.judged(took, len(load.made)),
     }
 
 
-async def _deaths(server: Server) -> float:
-    lines = (await sent(server, "/metrics")).body.decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("vitral_engine_deaths_total{"))
-
-
-async def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", nargs="?", default="smollm2:135m")
-    parser.add_argument("--seconds", type=float, default=240)
-    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder for exact.json")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, served(given.model, folder) as server:
-        kernels = (await get(server, "/v1/engine"))["engines"][0]["kernels"]
-        found = await measured(server, given.model, Path(folder), given.seconds)
-    about = {key: kernels.get(key) for key in ("isa", "kv_type")}
-    versions = record.versions("vitral", "numpy", "uvicorn", "starlette")
-    found = {"model": given.model, "versions": versions, "engine": about} | found
-    print(json.dumps(found, indent=2, ensure_ascii=False))
-    print(f"written to {record.write('exact', found, given.out)}")
-    return 0 if not found["different"] + found["different_afterwards"] and found["memory"]["steady"] else 1
+async def asked_for(server: Server, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return await measured(server, given.model, folder, given.seconds)
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    found = run("exact", str(__doc__), asked_for, ("numpy", "uvicorn", "starlette"), {"seconds": 240.0})
+    sys.exit(0 if not found["different"] + found["different_afterwards"] and found["memory"]["steady"] else 1)

@@ -15,18 +15,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record
-from benchmarks.over_http import Server, get, sent, served
+from benchmarks.over_http import Server, run, sent
 
 AT_ONCE, TIMES, TOKENS = 16, 4, 16
 LATENCY_RATIO, REFUSED_MS, AFTERWARDS = 1.5, 100.0, 0.9
@@ -135,24 +132,11 @@ def missed(found: dict[str, Any]) -> list[str]:
     return wrong
 
 
-async def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", nargs="?", default="smollm2:135m")
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder for overload.json")
-    given = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        served(given.model, folder, "--queue-requests", str(AT_ONCE)) as server,
-    ):
-        kernels = (await get(server, "/v1/engine"))["engines"][0]["kernels"]
-        found = await measured(server, given.model, given.seconds)
-    versions = record.versions("vitral", "uvicorn", "starlette")
-    found = {"model": given.model, "versions": versions, "engine": {"isa": kernels.get("isa")}} | found
-    print(json.dumps(found, indent=2))
-    print(f"written to {record.write('overload', found, given.out)}")
-    return 1 if found["missed"] else 0
+async def asked_for(server: Server, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return await measured(server, given.model, given.seconds)
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    extra = ("--queue-requests", str(AT_ONCE))
+    found = run("overload", str(__doc__), asked_for, ("uvicorn", "starlette"), {"seconds": 60.0}, *extra)
+    sys.exit(1 if found["missed"] else 0)

@@ -98,6 +98,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """The part of the text so far that is certain not to belong to a stop string. Nothing after a stop."""
+        if not self._stops:
+            return text
         if self.stopped:
             return ""
         text = self._held + text

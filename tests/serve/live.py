@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from benchmarks.over_http import Server, started
 
 __all__ = ["Live", "live", "metric", "wait_until", "with_template"]
 
@@ -40,10 +40,7 @@ class Live:
 
     def workers(self) -> list[int]:
         """Process ids of the engines."""
-        found = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
-        ).stdout.split()
-        return [int(pid) for pid in found if "vitral.serve.worker" in Path(f"/proc/{pid}/cmdline").read_text("utf-8")]
+        return Server.at(self.url, self.process.pid).workers()
 
     def stop(self, how: int = signal.SIGTERM) -> int:
         self.http.close()
@@ -56,24 +53,11 @@ class Live:
 def live(folder: Path, *arguments: str, module: str = "vitral", **environment: str) -> Iterator[Live]:
     """Start it, wait until it is ready, stop it. module: what has the command `serve`."""
     log = (folder / "log.txt").open("a+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, "serve", *arguments]
-        + ["--port", "0", "--folder", str(folder), "--threads", "1", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
-    assert process.stdout is not None
-    text = ""
-    for line in process.stdout:
-        text += line
-        if line.startswith("}"):
-            break
-    told = json.loads(text or "{}")
+    given = (*arguments, "--folder", str(folder), "--threads", "1")
+    process, told = started(*given, module=module, stderr=log, **{"OMP_NUM_THREADS": "1", **environment})
     if "url" not in told:
         log.seek(0)
-        raise AssertionError(f"the server did not start: {text} {log.read()[-2000:]}")
+        raise AssertionError(f"the server did not start: {log.read()[-2000:]}")
     server = Live(process, told["url"], folder, told["models"])
     try:
         yield server

@@ -13,6 +13,8 @@ import httpx
 import pytest
 import rfc8785
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.serve.conftest import TINY
 from tests.serve.live import Live, live, wait_until
@@ -22,7 +24,7 @@ from vitral.engine.interventions import Intervention, digest
 from vitral.errors import RecordStoreError, RequestError
 from vitral.lens.evidence import interventions_of
 from vitral.serve.proof import judge
-from vitral.serve.records import Records
+from vitral.serve.records import Records, canonical
 from vitral.serve.replay import Step, report
 from vitral.serve.store import Store, tables
 
@@ -258,3 +260,27 @@ def test_a_database_that_lost_its_connections_is_reached_by_new_ones(database: s
     found = store.read_now(lambda c: c.execute(sa.select(tables.reservations.c.record)).scalars().all())
     assert {"before", "after"} <= set(found)
     store.close()
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(1 - 2**53, 2**53 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text(), inner) | st.lists(st.integers(-3, 2**52)) | st.lists(st.text())
+    ),
+)
+
+
+@given(values)
+def test_canonical_bytes_are_those_of_the_library(value: object) -> None:
+    assert canonical(value) == rfc8785.dumps(value)
+
+
+@pytest.mark.parametrize("value", [[1, 2**53], {"a": float("nan")}, ["\ud800"], {1: 2}])
+def test_what_has_no_canonical_bytes_is_refused_as_by_the_library(value: object) -> None:
+    for dumps in (canonical, rfc8785.dumps):
+        with pytest.raises((rfc8785.CanonicalizationError, UnicodeError)):
+            dumps(value)

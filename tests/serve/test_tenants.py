@@ -15,7 +15,7 @@ from tests.serve.conftest import CHAT
 from tests.serve.live import live
 from vitral.engine.request import SamplingParams
 from vitral.serve.access import KeyRing
-from vitral.serve.engines import Ask, Ended, Token
+from vitral.serve.engines import Ask, Digest, Ended, Token
 from vitral.serve.records import params_to
 from vitral.serve.replay import replay_on
 
@@ -61,6 +61,7 @@ def test_replays_of_two_tenants_share_no_pages() -> None:
     def submit(ask: Ask, on_event: Any) -> int:
         asks.append(ask)
         on_event(Token(5))
+        on_event(Digest("0" * 16))
         on_event(Ended("length"))
         return 1
 

@@ -140,7 +140,8 @@ class Vocabulary(Protocol):
 
 
 class Grammars:
-    """Constraints over one vocabulary. Several threads may use it; a constraint in use again is not compiled again.
+    """Constraints over one vocabulary. Several threads may use it; a constraint in use again, by requests of equal salt,
+    is not compiled again.
 
     `vocab_size` is the model's, which may have more rows than the tokenizer has ids.
     """
@@ -148,29 +149,32 @@ class Grammars:
     def __init__(self, tokenizer: Vocabulary, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self.vocab_size = vocab_size
-        self._compiled: OrderedDict[tuple[Constraint, bool], LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[Constraint, bool, bytes], LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def start(self, constraint: Constraint, *, stop_ids: Iterable[int] = (), continuing: bool = False) -> Matcher:
+    def start(
+        self, constraint: Constraint, *, stop_ids: Iterable[int] = (), continuing: bool = False, salt: bytes = b""
+    ) -> Matcher:
         """The state of one answer, for `Engine.answer`.
 
         stop_ids: the tokens that end the answer, the request's. continuing: the text goes on from one
-        that is already there, as in `Tokenizer.stream`.
+        that is already there, as in `Tokenizer.stream`. salt: parts what is kept as in `Engine.add`, so that
+        nobody can time what another tenant asked for.
         Raises RequestError if no text at all fulfils the constraint with this vocabulary.
         """
         after_space = self._tokenizer.space is not SpaceRule.NEVER and not continuing
         allowed = self._plain.copy()
         allowed[list(constraint.control_ids)] = True
         ends = [token for token in stop_ids if not allowed[token]]
-        matcher = Matcher(self._compile(constraint, after_space), allowed, np.array(ends, np.int64))
+        matcher = Matcher(self._compile(constraint, after_space, salt), allowed, np.array(ends, np.int64))
         if not matcher.ended and not matcher.allowed().any():
             raise _stuck("NoExtension")
         return matcher
 
-    def _compile(self, constraint: Constraint, after_space: bool) -> LLMatcher:
+    def _compile(self, constraint: Constraint, after_space: bool, salt: bytes) -> LLMatcher:
         from llguidance import LLMatcher
 
-        key = (constraint, after_space)
+        key = (constraint, after_space, salt)
         with self._lock:
             if key not in self._compiled:
                 source = constraint.document(after_space=after_space)

@@ -6,7 +6,7 @@ import asyncio
 
 from vitral.engine.request import SamplingParams
 from vitral.errors import EngineLost
-from vitral.serve.engines import Ask, Ended, EngineEvent, Token
+from vitral.serve.engines import Ask, Digest, Ended, EngineEvent, Token
 from vitral.serve.models import Model
 
 __all__ = ["Canary"]
@@ -19,7 +19,7 @@ class Canary:
     """A fixed short prompt that an engine must always answer with the same tokens and the same logits."""
 
     def __init__(self) -> None:
-        self._expected: dict[str, list[Token]] = {}
+        self._expected: dict[str, tuple[list[Token], list[Digest]]] = {}
         self._asked: dict[str, asyncio.Task[str | None]] = {}
 
     async def ask(self, model: Model) -> str | None:
@@ -38,6 +38,7 @@ class Canary:
         events: asyncio.Queue[EngineEvent] = asyncio.Queue()
         params = SamplingParams(max_tokens=CANARY_TOKENS, seed=0)
         tokens: list[Token] = []
+        digests: list[Digest] = []
         try:
             number = model.engine.submit(Ask(prompt, params, "canary", b"canary", digests=True), events.put_nowait)
             try:
@@ -45,6 +46,8 @@ class Canary:
                     while not isinstance(event := await events.get(), Ended):
                         if isinstance(event, Token):
                             tokens.append(event)
+                        elif isinstance(event, Digest):
+                            digests.append(event)
             except TimeoutError:
                 model.engine.cancel(number)
                 return f"the engine did not decode {CANARY_TOKENS} tokens within {CANARY_S:g} s"
@@ -52,6 +55,7 @@ class Canary:
             return str(error)
         if event.error is not None:
             return str(event.error)
-        if self._expected.setdefault(model.name, tokens) != tokens:
+        made = (tokens, digests)
+        if self._expected.setdefault(model.name, made) != made:
             return "the engine answers a fixed prompt with other bits than before"
         return None

@@ -20,7 +20,7 @@ from vitral.serve.models import Model
 from vitral.serve.records import new_id
 from vitral.serve.run import Job, Run
 from vitral.serve.sampling import Metadata, SamplingBody, notes, seeds
-from vitral.serve.sse import EventStream, event
+from vitral.serve.sse import EventStream, event, quoted
 from vitral.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["ChatBody", "Message", "chat", "plain_messages", "token_logprobs", "usage_of"]
@@ -308,7 +308,7 @@ async def _stream(run: Run, model: Model, body: ChatBody, speakers: Sequence[Spe
 
 def _delta(delta: Delta) -> str:
     if isinstance(delta, TextDelta):
-        return f'{{"content":{json.dumps(delta.text, ensure_ascii=False)}}}'
+        return f'{{"content":{quoted(delta.text)}}}'
     call: dict[str, Any] = {"index": delta.index, "function": {"arguments": delta.arguments}}
     if delta.id is not None:
         call |= {"id": delta.id, "type": "function"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ __all__ = [
     "ABILITIES",
     "Ability",
     "Ask",
+    "Digest",
     "Drawn",
     "Ended",
     "EngineEvent",
@@ -56,8 +57,7 @@ class Picture:
 class Ask:
     """One sequence to compute.
 
-    client: whose turn it is. salt: parts the prefix cache. digests: whether each token comes with the digest of the
-    logits it was chosen from. pooling: give the final hidden state instead of tokens. constraint: the text that
+    client: whose turn it is. salt: parts the prefix cache. digests: whether a Digest follows for each token. pooling: give the final hidden state instead of tokens. constraint: the text that
     `vitral.engine.grammar` compiles. adapter: the name of a loaded adapter. watch: what to show of the forward pass.
     light: from which position on to give the light set. interventions: what to change on the way. picture: read the
     prompt, without and with the interventions, answer nothing, and give a document.
@@ -77,13 +77,18 @@ class Ask:
     picture: Picture | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):  # not a dataclass: a frozen one takes three times as long to make
     """The answer grew by a token."""
 
     token: int
     score: TokenScore | None = None
-    digest: str | None = None
+
+
+class Digest(NamedTuple):
+    """The digest of the logits that a token was chosen from: one for each token, in their order, each some time after
+    its token and before the Ended."""
+
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ class Ended:
     made: int | None = None
 
 
-EngineEvent = Token | Said | Scored | Hidden | Seen | Drawn | Ended
+EngineEvent = Token | Digest | Said | Scored | Hidden | Seen | Drawn | Ended
 OnEvent = Callable[[EngineEvent], None]
 
 

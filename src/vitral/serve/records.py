@@ -23,9 +23,14 @@ from vitral.engine.interventions import Intervention, digest, to_document
 from vitral.engine.request import SamplingParams
 from vitral.serve.store import Store, tables
 
-__all__ = ["Content", "Generated", "Records", "ids_digest", "new_id", "params_from", "params_to"]
+__all__ = ["Content", "Generated", "Records", "canonical", "ids_digest", "new_id", "params_from", "params_to"]
 
 Content = Literal["ids", "hashed", "none"]
+
+# Built once: to build one takes longer than to execute it.
+_RESERVE, _RECORD, _BODY, _USAGE = map(sa.insert, (tables.reservations, tables.records, tables.bodies, tables.usage))
+_WHOLE = 2**53  # whole numbers of JSON are smaller
+_RELEASE = sa.delete(tables.reservations).where(tables.reservations.c.record == sa.bindparam("which"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,29 @@ def ids_digest(ids: Sequence[int]) -> str:
     return hashlib.sha256(array("q", ids).tobytes()).hexdigest()
 
 
+def canonical(value: Any) -> bytes:
+    """The bytes of RFC 8785. Lists of ids and digests, most of a record, are written by the C encoder: ten times as fast.
+
+    Raises what `rfc8785.dumps` raises.
+
+    >>> canonical({"logits": ["00ff"], "ids": [2, 1], "at": 1.0})
+    b'{"at":1,"ids":[2,1],"logits":["00ff"]}'
+    """
+    match value:
+        case dict() if all(isinstance(key, str) and key.isascii() for key in value):  # others have another order
+            return b"{%b}" % b",".join(canonical(key) + b":" + canonical(one) for key, one in sorted(value.items()))
+        case str() if value.isascii():
+            return json.dumps(value).encode()
+        case [str(), *_] if all(isinstance(one, str) and one.isascii() for one in value):
+            return json.dumps(value, separators=(",", ":")).encode()
+        case [int(), *_] if all(type(one) is int and -_WHOLE < one < _WHOLE for one in value):
+            return json.dumps(value, separators=(",", ":")).encode()
+        case list() | tuple():
+            return b"[%b]" % b",".join(map(canonical, value))
+        case _:
+            return rfc8785.dumps(value)
+
+
 class Records:
     """Reserves, settles and finds records.
 
@@ -75,7 +103,7 @@ class Records:
     async def reserve(self, record: str, tenant: str, tokens: int) -> None:
         """Note what a request may use, durably, before the engine sees it."""
         row = {"record": record, "tenant": tenant, "created": int(time.time()), "tokens": tokens}
-        await self.store.write(lambda connection: connection.execute(sa.insert(tables.reservations).values(row)))
+        await self.store.write(lambda connection: connection.execute(_RESERVE, row))
 
     def changes(self, interventions: Sequence[Intervention]) -> dict[str, Any]:
         """What changed a run, for its record: the digest, and the document where ids are kept too."""
@@ -89,7 +117,7 @@ class Records:
     ) -> None:
         """Write record and usage, and let the reservation go, in one transaction."""
         now = int(time.time())
-        body = rfc8785.dumps(
+        body = canonical(
             {
                 "version": 1,
                 "id": record,
@@ -112,10 +140,10 @@ class Records:
         row = {"id": record, "tenant": tenant, "created": now, "digest": hashlib.sha256(body).hexdigest()}
 
         def write(connection: sa.Connection) -> None:
-            connection.execute(sa.insert(tables.records).values(row))
-            connection.execute(sa.insert(tables.bodies).values(id=record, body=body))
-            connection.execute(sa.insert(tables.usage).values(usage))
-            connection.execute(sa.delete(tables.reservations).where(tables.reservations.c.record == record))
+            connection.execute(_RECORD, row)
+            connection.execute(_BODY, {"id": record, "body": body})
+            connection.execute(_USAGE, usage)
+            connection.execute(_RELEASE, {"which": record})
 
         await self.store.write(write)
 

@@ -16,7 +16,7 @@ from vitral.language_model import LanguageModel
 from vitral.lens.evidence import interventions_of
 from vitral.model.law import F32
 from vitral.serve.constraints import constraint_from
-from vitral.serve.engines import Ask, Ended, EngineEvent, Token
+from vitral.serve.engines import Ask, Digest, Ended, EngineEvent, Token
 from vitral.serve.models import Model
 from vitral.serve.records import params_from
 from vitral.serve.run import salt_of
@@ -130,15 +130,19 @@ async def _replayed(model: Model, record: Mapping[str, Any], tenant: str) -> Rep
             interventions=job.interventions,
         )
         number = model.engine.submit(ask, events.put_nowait)
-        steps: list[Step] = []
+        tokens: list[int] = []
+        digests: list[str] = []
         try:
             while not isinstance(event := await events.get(), Ended):
                 if isinstance(event, Token):
-                    steps.append(Step(event.token, event.digest or ""))
+                    tokens.append(event.token)
+                elif isinstance(event, Digest):
+                    digests.append(event.digest)
         finally:
             model.engine.cancel(number)
         if event.error is not None:
             raise event.error
+        steps = [Step(token, digest) for token, digest in zip(tokens, digests, strict=True)]
         outcome.append((job.steps, steps))
     return report(record, outcome, environment(record, model.identity()))
 

@@ -11,11 +11,14 @@ Whoever leaves early (a client that hangs up, an error) ends the rest within one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 from vitral.completion import StopStrings
@@ -28,6 +31,7 @@ from vitral.serve.admission import UNSAID
 from vitral.serve.engines import (
     Ability,
     Ask,
+    Digest,
     Drawn,
     Ended,
     EngineEvent,
@@ -43,6 +47,8 @@ from vitral.serve.models import Model
 from vitral.serve.records import Generated, new_id
 from vitral.serve.service import Service
 from vitral.serve.traces import AnswerSpan
+
+DIGESTS_S = 5.0  # that a record waits for those of its last tokens
 
 __all__ = ["Job", "Piece", "Progress", "Run", "salt_of"]
 
@@ -71,8 +77,8 @@ class Job:
         return bool(self.watch) or self.light is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+@dataclass(slots=True)
+class Piece:  # one for each token: a frozen one takes three times as long to make
     """News of sequence `index`: certain text, and the tokens and scores since the last piece. `finish` is set at its end."""
 
     index: int
@@ -99,9 +105,18 @@ class Progress:
     cached: int = 0
     seen: list[Seen] = field(default_factory=list)
     drawn: dict[str, Any] | None = None
-    stopped: bool = False  # the text is complete; the readings are still to come
+    stopped: bool = False  # the text is complete; readings or digests are still to come
+    last_text: str = ""  # of an answer that stopped
+    ended: bool = False  # the engine sends no more
     finish: FinishReason | None = None
-    held: list[tuple[int, TokenScore | None]] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)  # tokens since the last piece, and their scores
+    held_scores: list[TokenScore] = field(default_factory=list)
+    has_digests: bool = False  # the engine sends one for each token
+
+    @property
+    def lacks_digests(self) -> bool:
+        """Whether digests of its tokens are still to come."""
+        return self.has_digests and len(self.digests) < len(self.tokens)
 
 
 class Run:
@@ -124,11 +139,13 @@ class Run:
         self.progress = [
             Progress(s, model.tokenizer.stream(continuing=s.continuing), StopStrings(s.stops)) for s in sequences
         ]
-        self._events: asyncio.Queue[tuple[int, EngineEvent]] = asyncio.Queue()  # at most what max_tokens allows
+        self._events: deque[tuple[int, EngineEvent | VitralError]] = deque()  # at most what max_tokens allows
+        self._news: asyncio.Future[None] | None = None  # awaited while there are no events
         self._place: AbstractContextManager[None] | None = None
         self._has_model = False
         self._reserved = self._settled = False
         self._open = len(sequences)
+        self._n_ids = model.tokenizer.vocab_size
         self._overdue: asyncio.TimerHandle | None = None
         self._trace = service.traces.here() if service.traces is not None else None
         self._span: AnswerSpan | None = None
@@ -209,7 +226,7 @@ class Run:
             digests = "digests" in self.model.facts.can
             self.model.still_served()
             for index, progress in enumerate(self.progress):
-                s = progress.sequence
+                s, progress.has_digests = progress.sequence, digests
                 ask = Ask(
                     prompt=s.prompt,
                     params=s.params,
@@ -224,10 +241,7 @@ class Run:
                     interventions=s.interventions,
                     picture=s.picture,
                 )
-                progress.number = self.model.engine.submit(
-                    ask,
-                    lambda event, index=index: self._events.put_nowait((index, event)),  # type: ignore[misc]
-                )
+                progress.number = self.model.engine.submit(ask, partial(self._hear, index))
         except BaseException:
             await self._end()
             raise
@@ -241,7 +255,7 @@ class Run:
     async def pieces(self) -> AsyncIterator[Piece]:
         """Everything that happens, until all sequences have ended. Raises what ended one with an error."""
         while self._open:
-            index, event = await self._events.get()
+            index, event = await self._next()
             progress = self.progress[index]
             if progress.finish is not None:
                 continue  # came while its cancellation was on the way
@@ -264,12 +278,35 @@ class Run:
         for index, progress in enumerate(self.progress):
             if progress.finish is None:
                 self._cancel(progress)
-                self._events.put_nowait((index, Ended("error", error=error)))
+                self._hear(index, error)
 
-    def _take(self, index: int, progress: Progress, event: EngineEvent) -> Piece:
+    async def _next(self) -> tuple[int, EngineEvent | VitralError]:
+        while not self._events:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        return self._events.popleft()
+
+    def _hear(self, index: int, event: EngineEvent | VitralError) -> None:
+        if isinstance(event, Digest):
+            progress = self.progress[index]
+            progress.digests.append(event.digest)
+            if not (progress.stopped or self._settled):
+                return  # nobody waits for it
+        self._events.append((index, event))
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    def _take(self, index: int, progress: Progress, event: EngineEvent | VitralError) -> Piece:
         match event:
-            case Token(token, score, digest):
-                return self._token(index, progress, token, score, digest)
+            case VitralError():
+                progress.finish = "error"
+                raise event
+            case Token(token, score):
+                return self._token(index, progress, token, score)
+            case Digest():
+                if progress.stopped and not progress.sequence.is_watched and not progress.lacks_digests:
+                    progress.finish = "stop"
+                    return self._piece(index, progress, progress.last_text, "stop")
             case Said(text):
                 return self._text(index, progress, text)
             case Scored(scores):
@@ -281,12 +318,12 @@ class Run:
             case Drawn(content):
                 progress.drawn = content
             case Ended(reason, cached, error, made):
-                progress.cached, progress.made = cached, made
+                progress.cached, progress.made, progress.ended = cached, made, True
                 progress.finish = "stop" if progress.stopped else reason
                 if error is not None:
                     raise error
                 if progress.stopped:
-                    return self._piece(index, progress, "", "stop")
+                    return self._piece(index, progress, progress.last_text, "stop")
                 text = progress.stops.push(progress.decoder.finish()) + progress.stops.finish()
                 return self._piece(index, progress, text, reason)
         return Piece(index)
@@ -307,32 +344,35 @@ class Run:
             self.first_token_s = time.perf_counter() - self.began
             self._service.metrics.first_token.observe(self.first_token_s)
 
-    def _token(self, index: int, progress: Progress, token: int, score: TokenScore | None, digest: str | None) -> Piece:
+    def _token(self, index: int, progress: Progress, token: int, score: TokenScore | None) -> Piece:
         self._note_first()
         if progress.stopped:
             return Piece(index)  # came while its cancellation was on the way
         progress.tokens.append(token)
-        progress.held.append((token, score))
-        if digest is not None:
-            progress.digests.append(digest)
+        progress.held.append(token)
+        if score is not None:
+            progress.held_scores.append(score)
         if token in progress.sequence.params.stop_ids:
             return Piece(index)  # the end follows
-        known = token < self.model.tokenizer.vocab_size  # an embedding may have more rows than there are ids
+        known = token < self._n_ids  # an embedding may have more rows than there are ids
         text = progress.stops.push(progress.decoder.push(token) if known else "\ufffd")
-        if progress.stops.stopped and progress.sequence.is_watched and progress.number is not None:
-            progress.stopped = True
-            self.model.engine.cancel(progress.number)
-            return self._piece(index, progress, text, None)
         if progress.stops.stopped:
-            progress.finish = "stop"
             self._cancel(progress)
+            if progress.sequence.is_watched:
+                progress.stopped = True
+                return self._piece(index, progress, text, None)
+            if progress.lacks_digests:
+                progress.stopped, progress.last_text = True, text
+                return Piece(index)
+            progress.finish = "stop"
             return self._piece(index, progress, text, "stop")
         return self._piece(index, progress, text, None) if text else Piece(index)
 
     def _piece(self, index: int, progress: Progress, text: str, finish: FinishReason | None) -> Piece:
-        held, progress.held = progress.held, []
-        scores = tuple(score for _, score in held if score is not None)
-        return Piece(index, text, tuple(token for token, _ in held), scores, finish)
+        piece = Piece(index, text, tuple(progress.held), tuple(progress.held_scores), finish)
+        progress.held.clear()
+        progress.held_scores.clear()
+        return piece
 
     def _cancel(self, progress: Progress) -> None:
         if progress.number is not None:
@@ -344,6 +384,7 @@ class Run:
         if self._settled or not self._reserved:
             return
         self._settled = True
+        await self._hear_digests()
         facts = {
             "route": self._route,
             "model": dict(self.model.identity()),
@@ -358,7 +399,7 @@ class Run:
                 p.sequence.prompt,
                 p.sequence.params,
                 tuple(p.tokens),
-                tuple(p.digests),
+                tuple(p.digests[: len(p.tokens)]),
                 p.finish or "cancelled",
                 p.cached,
                 p.sequence.constraint,
@@ -368,6 +409,18 @@ class Run:
         ]
         await self._service.records.settle(self.record, self._caller.tenant, self.model.name, facts, sequences)
         self._service.metrics.count(self.model.name, self.usage, time.perf_counter() - self.began)
+
+    async def _hear_digests(self) -> None:
+        """Wait for those of the tokens that have come, usually less than a step. If they do not come, because the engine
+        died or stands still, the record ends before: it says no more than can be replayed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DIGESTS_S):
+                while any(progress.lacks_digests and not progress.ended for progress in self.progress):
+                    index, event = await self._next()
+                    self.progress[index].ended |= isinstance(event, Ended)
+        for progress in self.progress:
+            if progress.lacks_digests:
+                del progress.tokens[len(progress.digests) :]
 
     async def _end(self) -> None:
         """Stop what still runs, record what there is, give the place back; also while being cancelled."""

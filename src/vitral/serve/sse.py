@@ -7,6 +7,7 @@ nothing for `stall_s` is cut off.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Self, TypeVar
@@ -17,9 +18,12 @@ from starlette.types import Receive, Scope, Send
 from vitral.errors import VitralError
 from vitral.serve.faults import to_api
 
-__all__ = ["EventStream", "event", "until_disconnect"]
+__all__ = ["EventStream", "event", "quoted", "until_disconnect"]
 
 log = logging.getLogger("vitral.serve")
+
+quoted = json.JSONEncoder(ensure_ascii=False).encode
+"""A text as JSON; `json.dumps` with an option makes an encoder for each."""
 
 T = TypeVar("T")
 Events = AsyncGenerator[bytes, None]

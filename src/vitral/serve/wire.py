@@ -1,7 +1,7 @@
 """What crosses between server and worker: a length of four bytes, big-endian, then one JSON object.
 
 Plain data alone, never pickle: a message that is not of this form ends the connection. The worker sends one message
-a step, whatever the number of requests in it.
+a step, whatever the number of requests in it, and another one if something ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vitral.engine.interventions import from_document, to_document
 from vitral.engine.observe import Watch
 from vitral.engine.request import SamplingParams, TokenScore
 from vitral.errors import EngineLost, VitralError
-from vitral.serve.engines import Ask, Drawn, Ended, EngineEvent, Hidden, Picture, Said, Scored, Seen, Token
+from vitral.serve.engines import Ask, Digest, Drawn, Ended, EngineEvent, Hidden, Picture, Said, Scored, Seen, Token
 
 __all__ = [
     "ask_from",
@@ -136,8 +136,10 @@ def ask_from(data: Mapping[str, Any]) -> Ask:
 def event_to(event: EngineEvent) -> list[Any]:
     """An event as a short list, its kind first."""
     match event:
-        case Token(token, score, digest):
-            return ["t", token, None if score is None else _score_to(score), digest]
+        case Token(token, score):
+            return ["t", token, None if score is None else _score_to(score)]
+        case Digest(digest):
+            return ["g", digest]
         case Said(text):
             return ["w", text]
         case Scored(scores):
@@ -155,8 +157,10 @@ def event_to(event: EngineEvent) -> list[Any]:
 def event_from(data: list[Any]) -> EngineEvent:
     """The event again."""
     match data:
-        case ["t", token, score, digest]:
-            return Token(token, None if score is None else _score_from(score), digest)
+        case ["t", token, score]:
+            return Token(token, None if score is None else _score_from(score))
+        case ["g", digest]:
+            return Digest(digest)
         case ["w", text]:
             return Said(text)
         case ["p", scores]:

@@ -1,7 +1,8 @@
 """The process that computes: `python -m vitral.serve.worker FD`, spawned by the server with one end of a socket pair.
 
 The first message says which model to load. Then requests come in on one thread, steps are computed on another, and
-every step's events go out as one message. The end of the connection ends the process: an orphan never lingers.
+every step's tokens go out as one message; the digests of their logits, made while the server hands the tokens on, go
+with the next one, or with the end of a request. The end of the connection ends the process: an orphan never lingers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import socket
 import sys
 import threading
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from vitral.engine.digest import logits_digest
-from vitral.engine.request import Event, Finished, NewToken, PromptScored
+from vitral.engine.request import Finished, NewToken, PromptScored
 from vitral.errors import FormatError, HardwareError, Overloaded, RequestError, VitralError
 from vitral.language_model import LanguageModel, load
 from vitral.model.law import F32
 from vitral.serve.build import kernels_digest
 from vitral.serve.constraints import constraint_from
-from vitral.serve.engines import ABILITIES, Ask, Drawn, Ended, EngineEvent, Hidden, Scored, Seen, Token
+from vitral.serve.engines import ABILITIES, Ask, Digest, Drawn, Ended, EngineEvent, Hidden, Scored, Seen, Token
 from vitral.serve.observed import MOST_BYTES_TOGETHER, Observed
 from vitral.serve.pictured import Pictured
 from vitral.serve.wire import ask_from, error_to, event_to, frame, receive_frame
@@ -49,7 +49,9 @@ class Worker:
         self._lock = threading.Lock()  # guards the fields below
         self._number: dict[int, int] = {}  # the engine's id -> the server's number
         self._engine_id: dict[int, int] = {}
-        self._digests: dict[int, deque[str]] = {}  # a step may choose several tokens of one answer
+        self._rows: list[
+            tuple[int, F32]
+        ] = []  # logits that this step's tokens were chosen from; the steps' thread's alone
         self._pooled: dict[int, Pooled] = {}
         self._observed: dict[int, Observed] = {}
         self._pictured: dict[int, Pictured] = {}
@@ -60,17 +62,27 @@ class Worker:
     def run(self) -> None:
         """Compute until the connection ends."""
         threading.Thread(target=self._listen, daemon=True).start()
+        digests: list[tuple[int, EngineEvent]] = []
         while not self._closed:
             self._work.clear()
             if self._engine.idle and not self._late and not self._replies:
                 self._work.wait()
-            events = [one for event in self._engine.step() for one in self._translated(event)]
+            stepped = self._engine.step()
             with self._lock:
+                news = [self._told(event) for event in stepped if not isinstance(event, Finished)]
+            if news:  # at once: while the server hands them on, its processor is not needed here
+                self._send(digests + news, [])
+                digests = []
+            rows, self._rows = self._rows, []
+            digests += [(number, Digest(logits_digest(row))) for number, row in rows]
+            with self._lock:
+                ends = [one for event in stepped if isinstance(event, Finished) for one in self._ended(event)]
                 late, self._late = self._late, []
                 replies, self._replies = self._replies, []
                 self._retiring = [name for name in self._retiring if not self._gone(name)]
-            if events or late or replies:
-                self._send(events + late, replies)
+            if ends or late or replies:
+                self._send([*digests, *ends, *late], replies)
+                digests = []
 
     def _send(self, events: list[tuple[int, EngineEvent]], replies: list[list[Any]]) -> None:
         """One message, or several if there are readings that would make one too large."""
@@ -107,7 +119,9 @@ class Worker:
             ask = ask_from(data)
             constraint = None
             if ask.constraint is not None:  # compiled here, on the listening thread: the steps go on
-                constraint = self._grammars.start(constraint_from(ask.constraint), stop_ids=ask.params.stop_ids)
+                constraint = self._grammars.start(
+                    constraint_from(ask.constraint), stop_ids=ask.params.stop_ids, salt=ask.salt
+                )
             observed = Observed(self._model, ask) if ask.watch or ask.light is not None else None
             pictured = None if ask.picture is None else Pictured(self._model, ask)
             with self._lock:  # the step thread waits here until the number is known
@@ -148,7 +162,6 @@ class Worker:
     def _refuse(self, number: int, error: VitralError) -> None:
         with self._lock:
             self._pooled.pop(number, None)
-            self._digests.pop(number, None)
             self._observed.pop(number, None)
             self._pictured.pop(number, None)
             self._late.append((number, Ended("error", error=error)))
@@ -224,43 +237,39 @@ class Worker:
         self._work.set()
 
     def _digester(self, number: int) -> Callable[[int, F32], None]:
-        def digest(position: int, row: F32) -> None:
-            digests.append(logits_digest(row))
+        def keep(position: int, row: F32) -> None:
+            self._rows.append((number, row))
 
-        digests: deque[str] = deque()
-        self._digests[number] = digests
-        return digest
+        return keep
 
-    def _translated(self, event: Event) -> list[tuple[int, EngineEvent]]:
-        with self._lock:
-            number = self._number[event.request_id]
-            observed = self._observed.get(number)
-            match event:
-                case NewToken(_, token, score):
-                    if observed is not None:
-                        observed.take(token)
-                    digests = self._digests.get(number)
-                    return [(number, Token(token, score, digests.popleft() if digests is not None else None))]
-                case PromptScored(_, scores):
-                    return [(number, Scored(scores))]
-                case Finished(_, reason, cached, error, _):
-                    del self._number[event.request_id], self._engine_id[number]
-                    self._digests.pop(number, None)
-                    self._observed.pop(number, None)
-                    pooled = self._pooled.pop(number, None)
-                    pictured = self._pictured.get(number)
-                    if pictured is not None and reason == "length":
-                        if not self._read(number, pictured):
-                            drawn = (number, pictured, Ended(reason, cached))
-                            threading.Thread(target=self._draw, args=drawn, daemon=True).start()
-                        return []
-                    self._pictured.pop(number, None)
-                    last: list[EngineEvent] = []
-                    if pooled is not None and reason == "length":
-                        last.append(pooled.result())
-                    if observed is not None and reason != "error":
-                        last += observed.result()
-                    return [(number, each) for each in (*last, Ended(reason, cached, error=error))]
+    def _told(self, event: NewToken | PromptScored) -> tuple[int, EngineEvent]:
+        """What an event of the engine says to the server. The lock is held."""
+        number = self._number[event.request_id]
+        if isinstance(event, PromptScored):
+            return number, Scored(event.scores)
+        if (observed := self._observed.get(number)) is not None:
+            observed.take(event.token)
+        return number, Token(event.token, event.score)
+
+    def _ended(self, event: Finished) -> list[tuple[int, EngineEvent]]:
+        """The end of a request, and what comes with it. The lock is held."""
+        number = self._number.pop(event.request_id)
+        del self._engine_id[number]
+        observed = self._observed.pop(number, None)
+        pooled = self._pooled.pop(number, None)
+        pictured = self._pictured.get(number)
+        if pictured is not None and event.reason == "length":
+            if not self._read(number, pictured):
+                drawn = (number, pictured, Ended(event.reason, event.cached))
+                threading.Thread(target=self._draw, args=drawn, daemon=True).start()
+            return []
+        self._pictured.pop(number, None)
+        last: list[EngineEvent] = []
+        if pooled is not None and event.reason == "length":
+            last.append(pooled.result())
+        if observed is not None and event.reason != "error":
+            last += observed.result()
+        return [(number, each) for each in (*last, Ended(event.reason, event.cached, error=event.error))]
 
 
 class Pooled:
