@@ -16,7 +16,7 @@ from tests.serve.live import Live, live, metric, wait_until
 from vitral.engine.request import SamplingParams
 from vitral.errors import EngineLost, Overloaded, RequestError, SettingsError, VitralError
 from vitral.serve.engines import Ask, Ended, EngineEvent, Said
-from vitral.serve.remote import RemoteEngine, RemoteOptions
+from vitral.serve.remote import _PROBE, RemoteEngine, RemoteOptions
 from vitral.tokenizer.load import load_tokenizer
 from vitral.tokenizer.tokenizer import Tokenizer
 
@@ -145,13 +145,19 @@ class Scripted:
     def __init__(self, tokenizer: Tokenizer, answer: Answers, echo: Answers | None = None) -> None:
         self.tokenizer, self.answer, self.echo = tokenizer, answer, echo
         self.asked: list[dict[str, Any]] = []
-        self.models = [{"id": "far", "max_model_len": 64}]
+        self.models: list[dict[str, Any]] = [{"id": "far", "max_model_len": 64}]
+        self.detokenized: dict[str, str] | None = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         assert request.headers["authorization"] == "Bearer secret"
         if request.url.path == "/v1/models":
             return httpx.Response(200, json={"data": self.models})
         body = json.loads(request.content)
+        if request.url.path == "/detokenize":
+            assert body["tokens"] == self.tokenizer.encode(_PROBE)
+            return httpx.Response(404) if self.detokenized is None else httpx.Response(200, json=self.detokenized)
+        if not body.get("stream") and not body.get("echo"):
+            return httpx.Response(200, json=piece(" x"))
         if body.get("echo"):
             if self.echo is not None:
                 return self.echo(request)
@@ -192,6 +198,15 @@ def test_ids_and_parameters_go_there_and_text_and_counts_come_back(tokenizer: To
         {"3": -100.0},
         61,
     )
+
+
+def test_what_llama_cpp_does_unless_told_and_names_otherwise_is_said_in_its_words(tokenizer: Tokenizer) -> None:
+    script = Scripted(tokenizer, lambda request: events_of(piece("a", "stop")))
+    script.models = [{"id": "far", "owned_by": "llamacpp", "meta": {"n_ctx": 48}}]
+    script.ask(SamplingParams(repetition_penalty=1.5))
+    (body,) = script.asked
+    assert (body["top_k"], body["min_p"], body["max_tokens"]) == (0, 0, 45)
+    assert (body["repeat_penalty"], body["repeat_last_n"]) == (1.5, 48) and "repetition_penalty" not in body
 
 
 @pytest.mark.parametrize(
@@ -235,6 +250,13 @@ def test_another_tokenizer_another_name_and_an_unknown_context_stop_the_start(to
     with pytest.raises(SettingsError, match="--context"):
         script.ask()
     assert script.ask(context=32) == [Said("a"), Ended("stop")]
+    silent = Scripted(tokenizer, fine, lambda r: httpx.Response(200, json=piece(" x")))  # as llama.cpp's server
+    assert silent.ask() == [Said("a"), Ended("stop")]  # on trust
+    silent.detokenized = {"content": _PROBE}
+    assert silent.ask() == [Said("a"), Ended("stop")]
+    silent.detokenized = {"prompt": "Fenster"}  # by vLLM's name
+    with pytest.raises(SettingsError, match="its tokenizer is not the one of"):
+        silent.ask()
     no_echo = Scripted(tokenizer, fine, lambda r: httpx.Response(400, json={"error": {"message": "no echo"}}))
     assert no_echo.ask() == [Said("a"), Ended("stop")]
 

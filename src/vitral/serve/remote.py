@@ -81,6 +81,7 @@ class RemoteEngine:
             transport=transport,
         )
         self._facts: Facts | None = None
+        self._is_llama_cpp = False
         self._is_up = False
         self._deaths = 0
         self._next = 0
@@ -106,6 +107,7 @@ class RemoteEngine:
         context_length = self._options.context_length or _context_in(found)
         if context_length is None:
             raise SettingsError(f"{self._where} does not say how long its context is; say it with --context")
+        self._is_llama_cpp = found.get("owned_by") == "llamacpp"
         self._facts = Facts(
             context_length=context_length,
             vocab_size=self._tokenizer.vocab_size,
@@ -163,13 +165,12 @@ class RemoteEngine:
     async def _streamed(self, ask: Ask, on_event: OnEvent) -> Ended:
         if ask.params.max_tokens == 0:
             return Ended("length", made=0)
-        left = self.facts.context_length - len(ask.prompt)
         body = {
             "model": self.facts.kernels["model"],
             "prompt": list(ask.prompt),
             "stream": True,
             "stream_options": {"include_usage": True},
-            **_sampling(ask.params, left),
+            **_sampling(ask.params, len(ask.prompt), self.facts.context_length, llama_cpp=self._is_llama_cpp),
         }
         reason, usage = None, None
         async with self._client.stream("POST", "completions", json=body) as response:
@@ -228,26 +229,41 @@ class RemoteEngine:
     async def _tokenizers_agree(self, model: str) -> str:
         """Whether it reads our ids as our text: "verified", or why that cannot be asked. SettingsError if it does not."""
         ids = self._tokenizer.encode(_PROBE)
-        body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0, "echo": True}
-        try:
-            response = await self._client.post("completions", json=body)
-        except httpx.HTTPError as error:
-            raise EngineLost(f"{self._where} cannot be reached: {_why(error)}") from None
+        body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0, "seed": 0}
+        response = await self._posted("completions", {**body, "echo": True})
         if response.status_code in (400, 404, 422, 501):
             log.warning("%s cannot echo, so its tokenizer is taken on trust", self._where)
             return f"not verified: it cannot echo a prompt ({_message(_json(response.text))})"
         if response.status_code != 200:
             raise self._refusal(response)
-        try:
-            told = str(self._object(response.text)["choices"][0]["text"])
-        except (LookupError, TypeError):
-            raise self._other_form(response.text) from None
+        told = self._text_in(response)
+        if not told.lstrip().startswith(_PROBE) and told == self._text_in(await self._posted("completions", body)):
+            # llama.cpp's server takes no notice of echo, but has this route, as vLLM has
+            response = await self._posted("../detokenize", {"model": model, "tokens": ids})
+            answer = _json(response.text) or {}
+            text = answer.get("content", answer.get("prompt"))
+            if response.status_code != 200 or not isinstance(text, str):
+                log.warning("%s does not echo, so its tokenizer is taken on trust", self._where)
+                return "not verified: it does not echo a prompt, and has no /detokenize"
+            told = text
         if not told.lstrip().startswith(_PROBE):
             raise SettingsError(
                 f"{self._where} reads the ids of {_PROBE!r} as {told[:60]!r}: its tokenizer is not the one of "
                 f"{self._options.tokenizer}; name the model's own with --tokenizer"
             )
         return "verified"
+
+    async def _posted(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        try:
+            return await self._client.post(self._client.base_url.join(path), json=body)
+        except httpx.HTTPError as error:
+            raise EngineLost(f"{self._where} cannot be reached: {_why(error)}") from None
+
+    def _text_in(self, response: httpx.Response) -> str:
+        try:
+            return str(self._object(response.text)["choices"][0]["text"])
+        except (LookupError, TypeError):
+            raise self._other_form(response.text) from None
 
     def _refusal(self, response: httpx.Response) -> VitralError:
         """What an answer that is an error means for whoever asked us."""
@@ -294,11 +310,15 @@ def _address(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1") + "/v1/"
 
 
-def _sampling(params: SamplingParams, left: int) -> dict[str, Any]:
-    """Parameters by OpenAI's names, and those that vLLM and llama.cpp add only where they are asked for."""
+def _sampling(params: SamplingParams, prompt: int, context_length: int, *, llama_cpp: bool) -> dict[str, Any]:
+    """Parameters by OpenAI's names, and those that vLLM adds only where they are asked for.
+
+    llama.cpp's server has a top-k and a min-p of its own unless it is told, another name for the repetition penalty,
+    and lets it look at 64 tokens only.
+    """
     seed = params.seed
     found: dict[str, Any] = {
-        "max_tokens": left if params.max_tokens is None else params.max_tokens,
+        "max_tokens": context_length - prompt if params.max_tokens is None else params.max_tokens,
         "temperature": params.temperature,
         "top_p": params.top_p,
     }
@@ -310,6 +330,10 @@ def _sampling(params: SamplingParams, left: int) -> dict[str, Any]:
                           ("repetition_penalty", 1)):  # fmt: skip
         if getattr(params, name) != nothing:
             found[name] = getattr(params, name)
+    if llama_cpp:
+        found |= {"top_k": params.top_k, "min_p": params.min_p}
+        if (penalty := found.pop("repetition_penalty", None)) is not None:
+            found |= {"repeat_penalty": penalty, "repeat_last_n": context_length}
     return found
 
 
