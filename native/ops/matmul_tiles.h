@@ -38,12 +38,12 @@ inline TilePanel panel_for(int64_t cols, int64_t groups) {
 }
 
 template <Type T>
-inline void expand_panel(const Matrix& m, int64_t p, const TilePanel& out) {
+inline void expand_panel(const Matrix& m, int64_t p, const TilePanel& out, int64_t begin, int64_t end) {
   constexpr Layout l = layout_of(T);
   constexpr int groups = 32 / l.group;
   const uint8_t *codes = m.panel(p), *scales = m.scales(p);
   const __m512i zero_code = _mm512_set1_epi8(static_cast<char>(l.zero));
-  for (int64_t b = 0; b < m.cols / 32; ++b) {
+  for (int64_t b = begin; b < end; ++b) {
     B w[8];
     F scale[2], minimum[2];
     unpack_block<T>(codes + b * l.code_bytes, w);
@@ -100,6 +100,9 @@ inline void tiles_product(const Matrix& m, int64_t p, const Rows& a, int64_t fir
   const int64_t groups = m.cols / group, blocks = m.cols / 32, tiles = (tokens + 15) / 16;
   const int64_t steps = (groups + 3) / 4, last = groups - (steps - 1) * 4;
   const bool another = p + 1 < m.panels();
+  constexpr int64_t bite = 4 * group / 32;  // blocks of a step
+  expand_panel<T>(m, p, w, 0, bite < blocks ? bite : blocks);
+  asm volatile("" ::: "memory");
   const int64_t part = align64((m.panel_size() + steps - 1) / steps);
   F main[16];
 #pragma GCC unroll 16
@@ -127,6 +130,11 @@ inline void tiles_product(const Matrix& m, int64_t p, const Rows& a, int64_t fir
       // With one tile of tokens the weights come as fast as memory gives them: ask for the next panel meanwhile.
       if (another && tile + 1 == tiles)
         for (int64_t i = step * part; i < step * part + part; i += 64) __builtin_prefetch(m.panel(p + 1) + i);
+      if (tile == 0 && step + 1 < steps) {
+        const int64_t from = (step + 1) * bite, to = from + bite;
+        expand_panel<T>(m, p, w, from, to < blocks ? to : blocks);
+        asm volatile("" ::: "memory");  // the compiler does not know that tile loads read what was just stored
+      }
       VITRAL_GROUP(0, 4, 6)
       VITRAL_GROUP(1, 5, 7)
       VITRAL_GROUP(2, 4, 6)
@@ -157,8 +165,6 @@ void matmul_tiles(const Matrix& m, const Rows& a, int64_t begin, int64_t end, fl
   for (int64_t first = 0; first < all; first += most) {
     const int64_t tiles = all - first < most ? all - first : most, rest = a.rows - first * 16, count = rest < tiles * 16 ? rest : tiles * 16;
     for (int64_t p = begin; p < end; ++p) {
-      expand_panel<T>(m, p, panel);
-      asm volatile("" ::: "memory");  // the compiler does not know that tile loads read what was just stored
       tiles_product<T>(m, p, a, first, panel, count, out + first * 16 * stride, stride);
     }
   }
