@@ -42,10 +42,12 @@ inline void expand_panel(const Matrix& m, int64_t p, const TilePanel& out, int64
   constexpr Layout l = layout_of(T);
   constexpr int groups = 32 / l.group;
   const uint8_t *codes = m.panel(p), *scales = m.scales(p);
+  const int64_t next = p + 1 < m.panels() ? m.panel_size() : 0;
   const __m512i zero_code = _mm512_set1_epi8(static_cast<char>(l.zero));
   for (int64_t b = begin; b < end; ++b) {
     B w[8];
     F scale[2], minimum[2];
+    ask_ahead<T>(codes, scales, b, next);
     unpack_block<T>(codes + b * l.code_bytes, w);
     block_scales<T>(scales, b, scale, minimum);
     for (int v = 0; v < 8; ++v) _mm512_store_si512(out.codes + b * 512 + v * 64, _mm512_sub_epi8(w[v].v, zero_code));
@@ -99,11 +101,9 @@ inline void tiles_product(const Matrix& m, int64_t p, const Rows& a, int64_t fir
   constexpr auto scale_at = [](int i) { return i * group / 32 * 16; };
   const int64_t groups = m.cols / group, blocks = m.cols / 32, tiles = (tokens + 15) / 16;
   const int64_t steps = (groups + 3) / 4, last = groups - (steps - 1) * 4;
-  const bool another = p + 1 < m.panels();
   constexpr int64_t bite = 4 * group / 32;  // blocks of a step
   expand_panel<T>(m, p, w, 0, bite < blocks ? bite : blocks);
   asm volatile("" ::: "memory");
-  const int64_t part = align64((m.panel_size() + steps - 1) / steps);
   F main[16];
 #pragma GCC unroll 16
   for (int t = 0; t < 16; ++t) main[t] = zero();
@@ -127,9 +127,6 @@ inline void tiles_product(const Matrix& m, int64_t p, const Rows& a, int64_t fir
       // The rows of the result lie far apart: fetch their lines before they are written.
       if (step == 0)
         for (int64_t t = tile * 16; t < tile * 16 + 16 && t < tokens; ++t) __builtin_prefetch(out + t * stride + p * 16, 1);
-      // With one tile of tokens the weights come as fast as memory gives them: ask for the next panel meanwhile.
-      if (another && tile + 1 == tiles)
-        for (int64_t i = step * part; i < step * part + part; i += 64) __builtin_prefetch(m.panel(p + 1) + i);
       if (tile == 0 && step + 1 < steps) {
         const int64_t from = (step + 1) * bite, to = from + bite;
         expand_panel<T>(m, p, w, from, to < blocks ? to : blocks);
