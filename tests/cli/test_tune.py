@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.test_main import ROOT, vitral
 from tests.tune.conftest import write_chats, write_tiny
+from tests.tune.test_full_disk import room
 from vitral.cli.main import _code
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.provenance.lineage import read_lineage
@@ -106,6 +107,15 @@ def test_models_merge_and_become_experts_and_adapters_add(place: Path, capsys: S
     assert len(json.loads((place / "sum" / "vitral.json").read_text())["data"]) == 2 * len(
         json.loads((adapter / "vitral.json").read_text())["data"]
     )
+    with room(2000):
+        for out, command in (
+            ("full", ("merge", base, other)),
+            ("full.gguf", ("upcycle", base, other)),
+            ("sums", ("add",)),
+        ):
+            given = args if command == ("add",) else []
+            assert "make room" in refused(capsys, "tune", command[0], place / out, *command[1:], *given)
+            assert not list(place.glob(f"*{out}*"))
     assert "one each" in refused(capsys, "tune", "merge", place / "no.gguf", base, other, "--weight", "1")
     assert "first path is what is written" in refused(capsys, "tune", "merge", base, other)
     assert "first path is what is written" in refused(capsys, "tune", "upcycle", base, other)
@@ -121,6 +131,16 @@ def test_init_writes_a_recipe_that_is_understood(place: Path, capsys: Said) -> N
     assert "sft, dpo" in refused(capsys, "tune", "init", place / "no.toml", "--loss", "magic")
 
 
+def test_a_recipe_in_another_folder_finds_what_was_named_from_here(
+    place: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "recipes").mkdir()
+    said(capsys, "tune", "init", "recipes/a.toml", "--base", "tiny.gguf", "--data", "train.jsonl")
+    assert 'train = ["../train.jsonl"]' in (place / "recipes/a.toml").read_text()
+    assert said(capsys, "tune", "preview", "recipes/a.toml", "--items", "0")
+
+
 def test_ctrl_c_leaves_a_run_that_resumes(place: Path) -> None:
     recipe = (place / "r.toml").read_text().replace("steps = 4", "steps = 100000")
     (place / "long.toml").write_text(recipe.replace("save_every = 1", "save_every = 100000"))
@@ -134,8 +154,20 @@ def test_ctrl_c_leaves_a_run_that_resumes(place: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "vitral tune resume" in errors
-    assert (place / "long/state.pt").exists()
+    assert "stopping after step" in errors and "vitral tune resume" in errors
+    assert (place / "long/state.pt").exists() and "not finished" in (place / "long/report.html").read_text()
+
+
+def test_ctrl_c_before_the_first_step_does_not_promise_a_run_that_resumes(
+    place: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitral.tune.run.refuse_too_large", pressed)
+    assert _code(["tune", "run", str(place / "r.toml"), "--out", str(place / "early")]) == 130
+    said = capsys.readouterr().err
+    assert "before a step was saved; run it again" in said and "resume" not in said
 
 
 @pytest.mark.parametrize(
@@ -146,6 +178,8 @@ def test_ctrl_c_leaves_a_run_that_resumes(place: Path) -> None:
         ('run.stepz = 3\ndata.train = "train.jsonl"', "run.steps"),
         ('data.context = 20\ndata.train = "train.jsonl"', "too_long"),
         ('lora.targets = ["router"]\ndata.train = "train.jsonl"', "router"),
+        ('lora.layers = [0, 9]\ndata.train = "train.jsonl"', "there is no layer 9; the model has 0 to 1"),
+        ('lora.experts = [1]\ndata.train = "train.jsonl"', "no expert 1"),
         ('data.train = "train.jsonl"\ndata.test = "train.jsonl"', "training data too"),
         ('method.loss = "dpo"\ndata.train = "train.jsonl"', "chosen, rejected"),
     ],
@@ -156,14 +190,17 @@ def test_what_cannot_be_trained_is_refused_in_one_line_before_anything_is_writte
     (place / "bad.jsonl").write_text('{"messages": 3}\n')
     (place / "bad.toml").write_text(f'model.base = "tiny.gguf"\nrun.measure_forgetting = false\n{line}\n')
     assert message in refused(capsys, "tune", "run", place / "bad.toml", "--out", place / "none")
+    assert message in refused(capsys, "tune", "preview", place / "bad.toml", "--items", "0")
     assert not (place / "none").exists()
 
 
 def test_a_preview_of_wrong_data_is_one_refusal(place: Path, capsys: Said) -> None:
     (place / "wrong.csv").write_text("frage;antwort\nWarum?;Darum.\n")
     (place / "keys.jsonl").write_text('{"pergunta": "Oi?", "resposta": "Olá"}\n' * 2)
-    for file, message in (("wrong.csv", "divided by ;"), ("keys.jsonl", "keys.jsonl:1, keys.jsonl:2: keys")):
-        (place / "wrong.toml").write_text(f'model.base = "tiny.gguf"\ndata.train = "{file}"\n')
+    (place / "one.jsonl").write_text('{"prompt": "Oi?", "completion": "Olá"}\n{"prompt": "Oi?"}\n')
+    for file, message in (("wrong.csv", "divided by ;"), ("keys.jsonl", "keys.jsonl:1, keys.jsonl:2: keys"),
+                          ("one.jsonl", "1 of 2 records cannot be used: one.jsonl:2")):  # fmt: skip
+        (place / "wrong.toml").write_text(f'model.base = "tiny.gguf"\ndata = {{train = "{file}", hold_out = 0.1}}\n')
         assert message in refused(capsys, "tune", "preview", place / "wrong.toml")
         assert _code(["tune", "preview", str(place / "wrong.toml"), "--json"]) == 2
         assert message in json.loads(capsys.readouterr().out)["error"]["message"]

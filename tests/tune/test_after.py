@@ -17,6 +17,7 @@ from vitral.tune.after import export_run, summary
 from vitral.tune.batch import Batch, Row
 from vitral.tune.export import merged_checkpoint
 from vitral.tune.forward import Packed, load_model
+from vitral.tune.kept import Kept
 from vitral.tune.recipe import parse_recipe
 from vitral.tune.run import run_recipe
 from vitral.tune.served import engine_of
@@ -61,6 +62,20 @@ def test_requantising_to_the_bases_own_grid_undoes_the_tuning_and_says_so(finish
     fine, coarse = (export_run(finished, tmp_path / f"{t}.gguf", "gguf", t).kept for t in ("Q8_0", "Q4_0"))
     assert fine.share > 0.8 > 0.5 > coarse.share
     assert coarse.warning is not None and "undid" in coarse.warning
+
+
+def kept(share: float) -> Kept:
+    return Kept(5.0, 4.0, 4.0, 1 - share, 1.0, 0.9, 100)
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [(1.0, None), (0.901, None), (0.899, "90 % of the tuning: quantising lost part"), (0.501, "lost part"),
+     (0.499, "undid most"), (0.001, "undid most"), (-0.001, "quantising changed more than the tuning did")],
+)  # fmt: skip
+def test_the_warning_follows_the_share(share: float, message: str | None) -> None:
+    warning = kept(share).warning
+    assert warning is None if message is None else warning is not None and message in warning
 
 
 def test_what_is_not_finished_or_in_the_way_is_not_exported(finished: Path, tmp_path: Path) -> None:

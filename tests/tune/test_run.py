@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from tests.tune.conftest import FACTS, write_chats, write_tiny
-from vitral.errors import AdapterMismatch, DataError, NumericalError, TuneError
+from vitral.errors import AdapterMismatch, DataError, HardwareError, NumericalError, TensorMismatch, TuneError
 from vitral.formats.safetensors import read_safetensors
 from vitral.model.spec import MoeSpec
+from vitral.provenance.bases import Base
 from vitral.tune.after import export_run
+from vitral.tune.losses.sft import Sft
+from vitral.tune.prepare import prepare
 from vitral.tune.recipe import Recipe, parse_recipe
 from vitral.tune.record import read_log, read_record
-from vitral.tune.run import Evaluation, Event, Rehearsal, run_recipe
+from vitral.tune.run import Evaluation, Event, Rehearsal, Stopping, run_recipe
 from vitral.tune.trainer import StepReport, Trainer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -97,12 +100,16 @@ def test_resuming_gives_the_bits_of_the_uninterrupted_run(
 def test_ctrl_c_saves_the_step_and_leaves_a_run_that_resumes(tiny_chat: Path, tmp_path: Path) -> None:
     wanted = recipe(tiny_chat, write_chats(tmp_path / "a.jsonl"), run={"save_every": 1000})
 
+    told: list[Event] = []
+
     def press(event: Event) -> None:
+        told.append(event)
         if isinstance(event, StepReport) and event.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         run_recipe(wanted, tmp_path / "run", on_event=press)
+    assert isinstance(told[-1], Stopping)
     assert len(losses(tmp_path / "run")) == 2
     assert run_recipe(wanted, tmp_path / "run", resume=True).steps == 6
     run_recipe(wanted, tmp_path / "whole")
@@ -125,6 +132,8 @@ def test_a_folder_with_a_run_is_not_written_over(tiny_chat: Path, tmp_path: Path
     run_recipe(wanted, tmp_path / "run")
     with pytest.raises(TuneError, match="resume"):
         run_recipe(wanted, tmp_path / "run")
+    with pytest.raises(TuneError, match="has finished"):
+        run_recipe(wanted, tmp_path / "run", resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_changes(
@@ -145,13 +154,34 @@ def test_a_loss_that_is_not_finite_stops_before_anything_changes(
     assert run_recipe(wanted, tmp_path / "run", resume=True).steps == 6
 
 
-def test_out_of_memory_says_what_to_lower(tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Trainer, batch: Any) -> Any:
+@pytest.mark.parametrize(
+    ("method", "where"), [((Trainer, "_loss"), "in step 1"), ((Sft, "__call__"), "in the rehearsal")]
+)
+def test_out_of_memory_says_what_to_lower(
+    method: tuple[type, str], where: str, tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> Any:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(Trainer, "_loss", full)
-    with pytest.raises(Exception, match="piece_tokens"):
+    monkeypatch.setattr(*method, full)
+    with pytest.raises(HardwareError, match=f"out of memory {where}.*piece_tokens"):
         run_recipe(recipe(tiny_chat, write_chats(tmp_path / "a.jsonl")), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("left", "advice"), [(1.1, "run.recompute"), (0.9, "a smaller base")])
+def test_a_run_that_memory_does_not_hold_is_refused_before_it_begins(
+    left: float, advice: str, tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vitral.tune.estimate as module
+
+    wanted = recipe(tiny_chat, write_chats(tmp_path / "a.jsonl"))
+    cost = prepare(wanted).estimate
+    monkeypatch.setattr(module, "available_bytes", lambda: int(left * (cost.weights + cost.optimizer)))
+    with pytest.raises(HardwareError, match=f"the run needs about .*GB are free: .*{advice}"):
+        run_recipe(wanted, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(module, "available_bytes", lambda: cost.total_bytes)
+    module.refuse_too_large(cost)
 
 
 def test_a_full_disk_keeps_the_state_that_was_whole(
@@ -209,6 +239,23 @@ def test_going_on_from_an_adapter_starts_where_it_ended(tiny_chat: Path, tmp_pat
         record = json.loads((tmp_path / "one/adapter/vitral.json").read_text()) | {"base_digest": "0" * 64}
         (tmp_path / "one/adapter/vitral.json").write_text(json.dumps(record))
         run_recipe(again, tmp_path / "three")
+
+
+def test_an_adapter_of_another_tool_that_names_another_base_is_not_gone_on_from(
+    tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_chats(tmp_path / "a.jsonl")
+    run_recipe(recipe(tiny_chat, data, run={"steps": 1}), tmp_path / "one")
+    adapter = tmp_path / "one/adapter"
+    (adapter / "vitral.json").unlink()
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "owner/Zephyr-7B"}))
+    again = recipe(tiny_chat, data, model={"base": str(tiny_chat), "adapter": str(adapter)}, run={"steps": 1})
+    monkeypatch.setattr(Base, "_names", ("Quellmark-1B",))
+    with pytest.raises(TensorMismatch, match="names another base, 'owner/Zephyr-7B'"):
+        run_recipe(again, tmp_path / "two")
+    monkeypatch.setattr(Base, "_names", ("Zephyr 7B",))
+    assert run_recipe(again, tmp_path / "two").steps == 1
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "orpo", "kto"])

@@ -115,6 +115,8 @@ def _code(args: list[str]) -> int:
         return _refused(args, "UsageError", _usage(error))
     except VitralError as error:
         return _refused(args, type(error).__name__, str(error))
+    except MemoryError as error:
+        return _refused(args, "MemoryError", f"out of memory: {error or 'what was asked for is more than is free'}")
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("\ninterrupted\n")
         return _INTERRUPTED

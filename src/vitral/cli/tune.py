@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -85,7 +86,9 @@ def init(
 
     from vitral.tune.recipe import parse_recipe
 
-    text = _RECIPE.format(base=_quoted(base), data=_quoted(data), loss=_quoted(loss))
+    text = _RECIPE.format(
+        base=_quoted(_seen_from(recipe, base)), data=_quoted(_seen_from(recipe, data)), loss=_quoted(loss)
+    )
     if loss == "distil":
         text = text.replace("tune = ", 'teacher = "teacher.gguf"  # a larger model with the same vocabulary\ntune = ')
     if loss in ("grpo", "ppo", "rejection"):  # they are measured by the reward of their own answers
@@ -123,8 +126,7 @@ def preview(
         page.write_text(as_page(shown, prepared.tokenizer, f"What {recipe.name} learns from"), "utf-8")
     found = prepared.preflight
     if as_json:
-        prepared.train.refuse()
-        found.refuse()
+        _refuse(prepared)
         print_json({
             "preflight": asdict(found),
             "steps": prepared.n_steps,
@@ -145,8 +147,7 @@ def preview(
                 console.print(text)
     if page is not None:
         tell(f"the page is {page}")
-    prepared.train.refuse()
-    found.refuse()
+    _refuse(prepared)
 
 
 @app.command()
@@ -277,13 +278,22 @@ app.command()(tune_models.upcycle)
 
 def _run(recipe: Any, out: Path, resuming: bool, as_json: bool) -> None:
     from vitral.tune.report import write_report
-    from vitral.tune.run import run_recipe
+    from vitral.tune.run import STATE, Evaluation, run_recipe
+
+    def seen(event: Event) -> None:
+        watch(event)
+        if isinstance(event, Evaluation) and event.step:  # the first comes before there is a record
+            write_report(out)
 
     try:
         with _watch(as_json) as watch:
-            result = run_recipe(recipe, out, resume=resuming, on_event=watch)
+            result = run_recipe(recipe, out, resume=resuming, on_event=seen)
     except KeyboardInterrupt:
-        tell(f"interrupted; go on with: vitral tune resume {out}")
+        if (out / STATE).exists():
+            tell(f"interrupted; go on with: vitral tune resume {out}")
+            write_report(out)
+        else:
+            tell("interrupted before a step was saved; run it again")
         raise
     page = write_report(out)
     _show_result(result, page, as_json)
@@ -291,10 +301,11 @@ def _run(recipe: Any, out: Path, resuming: bool, as_json: bool) -> None:
 
 @contextmanager
 def _watch(as_json: bool) -> Iterator[Any]:
-    """What is shown while it runs: a live curve on a terminal, a JSON line for each event, or a line now and then."""
+    """What is shown while it runs: a live curve on a terminal, a line now and then elsewhere, nothing for JSON."""
     from rich.live import Live
 
     from vitral.cli.tune_screen import Screen
+    from vitral.tune.run import Stopping
 
     if as_json:
         yield lambda event: None
@@ -307,7 +318,8 @@ def _watch(as_json: bool) -> Iterator[Any]:
 
             def draw(event: Event) -> None:
                 screen.take(event)
-                live.refresh()
+                if not isinstance(event, Stopping):  # told within a signal's handler: the next refresh shows it
+                    live.refresh()
 
             yield draw
         return
@@ -315,8 +327,13 @@ def _watch(as_json: bool) -> Iterator[Any]:
 
     def line(event: Event) -> None:
         nonlocal last
+        before = len(screen.notes)
         screen.take(event)
-        if time.monotonic() - last > 5 or type(event).__name__ != "StepReport":
+        if isinstance(event, Stopping):  # within a signal's handler, where streams may be busy
+            os.write(sys.stderr.fileno(), f"{screen.notes[-1]}\n".encode())
+        elif len(screen.notes) > before:
+            tell(screen.notes[-1])
+        elif time.monotonic() - last > 5 or screen.step == screen.total:
             last = time.monotonic()
             tell(screen.line())
 
@@ -350,11 +367,21 @@ def _show_preflight(prepared: Prepared) -> None:
         "steps": prepared.n_steps,
         "trained parameters": f"{cost.trainable:,}",
         "memory, about": f"{size_text(cost.total_bytes)} (weights {size_text(cost.weights)}, activations {size_text(cost.activations)}, "
-                         f"logits {size_text(cost.logits)}, optimiser {size_text(cost.optimizer)})",
+                         f"logits {size_text(cost.logits)}, optimiser {size_text(cost.optimizer)}, the base's file "
+                         f"{size_text(cost.file)}, torch {size_text(cost.runtime)})",
         "time, about": _duration(cost.seconds),
     })  # fmt: skip
     for warning in found.warnings:
         console.print(f"note: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _refuse(prepared: Prepared) -> None:
+    """What forbids the run, as an error."""
+    from vitral.tune.estimate import refuse_too_large
+
+    prepared.train.refuse()
+    prepared.preflight.refuse()
+    refuse_too_large(prepared.estimate)
 
 
 def _prepared(recipe: Path) -> Prepared:
@@ -362,6 +389,14 @@ def _prepared(recipe: Path) -> Prepared:
     from vitral.tune.recipe import read_recipe
 
     return prepare(read_recipe(recipe))
+
+
+def _seen_from(recipe: Path, name: str) -> str:
+    """A path as the recipe must name it, whose paths count from its own folder; any other name as it is."""
+    folder, here = recipe.parent.resolve(), Path.cwd()
+    if folder == here or Path(name).is_absolute() or not Path(name).exists():
+        return name
+    return os.path.relpath(Path(name).absolute(), folder)
 
 
 def _quoted(text: str) -> str:

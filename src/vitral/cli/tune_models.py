@@ -60,6 +60,7 @@ def add(
     """Add adapters, times numbers, into one."""
     need_torch()
     from vitral.tune.adapter_files import data_of, save_peft
+    from vitral.tune.files import staged
     from vitral.tune.merging import add_adapters
     from vitral.tune.record import base_facts
 
@@ -76,7 +77,8 @@ def add(
         "data": [each for folder in adapter for each in data_of(folder)],
         "sum_of": [[str(a), w] for a, w in zip(adapter, weights, strict=True)],
     }
-    save_peft(total, plan, out, record)
+    with staged(out, "make room and add again") as place:
+        save_peft(total, plan, place, record)
     _say(out, as_json, {"rank": plan.rank})
 
 
@@ -182,14 +184,14 @@ def _write(
     from vitral.conversion import tokenizer_files
     from vitral.formats.convert import convert
     from vitral.provenance.lineage import lineage_metadata
+    from vitral.tune.files import staged
 
     layout: Layout = "gguf" if out.suffix == ".gguf" else "safetensors"
     first, *others = parents
     notes = lineage_metadata(first, operation, how, others=others)
-    with progress_bar("tensors") as bar:
-        convert(
-            replace(made), out, layout, type, progress=bar, tokenizer=tokenizer_files(first.path, layout), notes=notes
-        )
+    files = tokenizer_files(first.path, layout)
+    with staged(out, "make room and do it again") as place, progress_bar("tensors") as bar:
+        convert(replace(made), place, layout, type, progress=bar, tokenizer=files, notes=notes)
 
 
 def _rows(path: Path, tokenizer: Tokenizer) -> list[Row]:

@@ -26,7 +26,7 @@ class Screen:
 
     def take(self, event: Event) -> None:
         """Note an event."""
-        from vitral.tune.run import Evaluation, Rehearsal
+        from vitral.tune.run import Evaluation, Rehearsal, Stopping
 
         if isinstance(event, Rehearsal):
             self.total = event.steps
@@ -39,6 +39,10 @@ class Screen:
             parts += [f"{name.replace('_', ' ')} {loss:.4f}" for name, loss in event.forgetting.items()]
             if parts:
                 self.notes.append(f"after step {event.step}: " + ", ".join(parts))
+        elif isinstance(event, Stopping):
+            self.notes.append(
+                f"stopping after step {event.step}, which is saved; Ctrl-C again stops at once, without it"
+            )
         else:
             self.step = event.step
             self.losses.append(event.loss)

@@ -30,7 +30,7 @@ from vitral.model.law import F32, LowRank, Quantised
 from vitral.model.names import tensor_shapes
 from vitral.model.spec import ModelSpec
 
-__all__ = ["Adapter", "TrainedOn", "read_adapter"]
+__all__ = ["Adapter", "TrainedOn", "read_adapter", "trained_on"]
 
 _MOST_RANK = 1024
 _PEFT_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -127,10 +127,17 @@ def _peft(folder: Path) -> tuple[dict[str, LowRank], TrainedOn]:
                 f"{folder}: r is {rank!r} and lora_alpha {alpha!r} for {modules[name]}, whose rank is {a.shape[0]}"
             )
         parts[name] = LowRank(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return parts, _said_in(folder, config)
+
+
+def trained_on(folder: Path) -> TrainedOn:
+    """What a PEFT folder says of its base, whatever kind of adapter it holds. Raises FormatError for no such folder."""
+    return _said_in(folder, read_object(folder / "adapter_config.json"))
+
+
+def _said_in(folder: Path, config: Mapping[str, Any]) -> TrainedOn:
     record = folder / "vitral.json"
-    return parts, _trained_on(
-        config.get("base_model_name_or_path"), read_object(record) if record.is_file() else {}, record
-    )
+    return _trained_on(config.get("base_model_name_or_path"), read_object(record) if record.is_file() else {}, record)
 
 
 def _trained_on(name: object, record: Mapping[str, Any], where: Path) -> TrainedOn:

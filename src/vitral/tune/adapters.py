@@ -84,8 +84,7 @@ def attach(model: Transformer, plan: LoraPlan, seed: int = 0) -> list[str]:
     """
     if adapters_of(model):
         raise AdapterMismatch("the model has adapters already; merge them or load it again")
-    names = [name for name, _ in model.linears() if plan.fits(name)]
-    _refuse_unmatched(model, plan, names)
+    names = plan.matched([name for name, _ in model.linears()])
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     products = dict(model.linears())
@@ -96,21 +95,6 @@ def attach(model: Transformer, plan: LoraPlan, seed: int = 0) -> list[str]:
         else:
             products[name].adapter = Lora(*_size(weight), plan, generator)
     return names
-
-
-def _refuse_unmatched(model: Transformer, plan: LoraPlan, names: list[str]) -> None:
-    for part in plan.targets:
-        if not any(name.endswith("." + part) for name in names):
-            raise AdapterMismatch(
-                f"target {part!r} matches no product of this model in the layers and experts asked for; "
-                f"there are: {', '.join(sorted({name.rsplit('.', 1)[-1] for name, _ in model.linears()}))}"
-            )
-    for expert in plan.experts:
-        if not any(f".experts.{expert}." in name for name in names):
-            raise AdapterMismatch(f"there is no expert {expert} to adapt in this model")
-    for layer in plan.layers:
-        if not any(name.startswith(f"blocks.{layer}.") for name in names):
-            raise AdapterMismatch(f"there is no layer {layer}; the model has 0 to {model.spec.n_layers - 1}")
 
 
 def train_all(model: Transformer, router: bool = False) -> list[str]:

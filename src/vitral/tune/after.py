@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from vitral.conversion import tokenizer_files
 from vitral.errors import TuneError
+from vitral.formats.adapters import read_adapter
 from vitral.formats.canonical import Checkpoint
 from vitral.tune.adapter_files import load_adapter, save_gguf_adapter, save_peft
 from vitral.tune.adapters import merge
@@ -74,7 +77,7 @@ def export_run(
         else:
             save_gguf_adapter(tuned, plan, place, lineage)
     return Exported(
-        path, form, type, measure_kept(load_model(base), tuned, _read_back(path, form, base, tuned), _rows(prepared))
+        path, form, type, measure_kept(load_model(base), tuned, _read_back(path, form, base), _rows(prepared))
     )
 
 
@@ -109,15 +112,18 @@ def _tuned(folder: Path, base: Checkpoint) -> tuple[Transformer, LoraPlan | None
     return model.requires_grad_(False), plan
 
 
-def _read_back(path: Path, form: Form, base: Checkpoint, tuned: Transformer) -> Transformer:
-    """The export as whoever serves it reads it; a GGUF adapter is what it was made from, to the bit."""
+def _read_back(path: Path, form: Form, base: Checkpoint) -> Transformer:
+    """The export as whoever serves it reads it."""
+    model = load_model(base) if form in ("peft", "gguf-adapter") else load_model(path)
     if form == "gguf-adapter":
-        return tuned
+        products = dict(model.linears())
+        for name, part in read_adapter(path, base.spec).parts.items():  # as the engine reads it
+            weight = products[name.removesuffix(".weight")].weight
+            weight.data = weight.data.float() + part.scale * (torch.from_numpy(part.b) @ torch.from_numpy(part.a))
     if form == "peft":
-        model = load_model(base)
         load_adapter(model, path)
-        return merge(model)
-    return load_model(path)
+        merge(model)
+    return model
 
 
 def _rows(prepared: Prepared) -> list[Row]:

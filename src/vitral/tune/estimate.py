@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
+from vitral.engine.memory import available_bytes
+from vitral.errors import HardwareError
 from vitral.model.arithmetic import flops_per_token, parameters
 from vitral.model.spec import ModelSpec
 from vitral.tune.lora_plan import LoraPlan
 
-__all__ = ["Estimate", "estimate", "flops_per_second"]
+__all__ = ["Estimate", "estimate", "flops_per_second", "refuse_too_large"]
 
 _RUNTIME = 450 << 20  # bytes: the interpreter, torch and NumPy, measured after import and one product
 _LOGIT_COPIES = 5  # going backwards: logits, difference, exponential, and the two gradients that are summed
@@ -80,6 +83,27 @@ def estimate(
     )
 
 
+def refuse_too_large(found: Estimate, free: int | None = None) -> None:
+    """Raise HardwareError if a run would take more than is free: bytes, by default what this process may still take.
+
+    Linux promises more than it has and ends a process that takes it, so that a run must not come there. The file's
+    pages do not count, for the system takes them back, nor does the runtime, which is there.
+    """
+    needed = found.weights + found.optimizer + found.activations + found.logits
+    free = available_bytes() if free is None else free
+    if needed > free:
+        rest = found.activations + found.logits
+        advice = (
+            "lower run.piece_tokens or data.context, or set run.recompute = true"
+            if needed - rest < free
+            else "take a smaller base, or an adapter (method.tune) instead of the whole model"
+        )
+        raise HardwareError(
+            f"the run needs about {needed / 1e9:.2f} GB ({found.weights / 1e9:.2f} for weights, {found.optimizer / 1e9:.2f} "
+            f"for the optimiser, {rest / 1e9:.2f} for a piece of a step), and {free / 1e9:.2f} GB are free: {advice}"
+        )
+
+
 def _floats_per_token(spec: ModelSpec) -> int:
     """Numbers kept for the backward pass, a token and layer: norms 8 C, attention 3 HD + 4 KD, SwiGLU 4 F a chosen expert."""
     chosen = spec.moe.n_experts_per_token if spec.moe is not None else 1
@@ -97,7 +121,17 @@ def _adapter_size(spec: ModelSpec, lora: LoraPlan) -> int:
 
 
 def flops_per_second() -> float:
-    """Float operations a second of this machine in a product of training's size, measured for a fifth of a second."""
+    """Float operations a second of this machine in a product of training's size.
+
+    Measured for a fifth of a second, once in a process for a number of threads.
+    """
+    import torch
+
+    return _measured(torch.get_num_threads())
+
+
+@cache
+def _measured(threads: int) -> float:
     import torch
 
     a, b = torch.from_numpy(np.ones((512, 576), np.float32)), torch.from_numpy(np.ones((576, 1536), np.float32))

@@ -18,7 +18,7 @@ from vitral.tune.policy import Policy
 if TYPE_CHECKING:
     from vitral.engine.engine import Engine
 
-__all__ = ["REPLAYED_TOKENS", "Forgetting", "Probes", "make_probes", "make_replay"]
+__all__ = ["REPLAYED_TOKENS", "Probes", "make_probes", "make_replay"]
 
 _NEUTRAL = "neutral.txt"
 _QUESTIONS = (
@@ -58,19 +58,6 @@ class Probes:
                 for name, rows in (("neutral", self.neutral), ("own_answers", self.own))
                 for batch in ([Batch.of(rows)] if rows else [])
             }
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """Losses before and after; a rise is what was forgotten."""
-
-    before: dict[str, float]
-    after: dict[str, float]
-
-    @property
-    def rise(self) -> dict[str, float]:
-        """After minus before, nats a token."""
-        return {name: self.after[name] - self.before[name] for name in self.before}
 
 
 def make_probes(tokenizer: Tokenizer, engine: Engine | None, context: int) -> Probes:

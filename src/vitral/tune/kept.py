@@ -42,12 +42,17 @@ class Kept:
         """What to say of it, or None where enough is kept.
 
         >>> Kept(5.1, 3.9, 5.0, 1.2, 1.36, 0.3, 100).warning
-        'this export keeps 12 % of the tuning: quantising undid it; serve the adapter beside the base, or use a wider type'
+        'this export keeps 12 % of the tuning: quantising undid most of it; serve the adapter beside the base, or use a wider type'
         """
         if self.share >= ENOUGH:
             return None
         advice = "serve the adapter beside the base, or use a wider type"
-        verb = "quantising undid it" if self.share < HARDLY else "quantising lost part of it"
+        if self.share < 0:  # a weak tuning, whose share of a percentage would say nothing
+            return (
+                f"this export is farther from the tuned model than the base is ({self.divergence:.3f} against "
+                f"{self.base_divergence:.3f} nats a token): quantising changed more than the tuning did; {advice}"
+            )
+        verb = "quantising undid most of it" if self.share < HARDLY else "quantising lost part of it"
         return f"this export keeps {self.share:.0%}".replace("%", " %") + f" of the tuning: {verb}; {advice}"
 
 

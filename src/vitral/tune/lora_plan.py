@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,32 @@ class LoraPlan:
     def scale(self) -> float:
         """What B @ A is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.kind == "rslora" else self.rank)
+
+    def matched(self, products: Sequence[str]) -> list[str]:
+        """Those of a model's products that get an adapter. Raises AdapterMismatch if a target, an expert or a layer matches none.
+
+        >>> LoraPlan(targets=("up",)).matched(["blocks.0.mlp.gate", "blocks.0.mlp.up"])
+        ['blocks.0.mlp.up']
+        """
+        layers = {int(name.split(".")[1]) for name in products if name.startswith("blocks.")}
+        for layer in self.layers:
+            if layer not in layers:
+                raise AdapterMismatch(f"there is no layer {layer}; the model has 0 to {max(layers)}")
+        found = [name for name in products if self.fits(name)]
+        for part in self.targets:
+            if not any(name.endswith("." + part) for name in found):
+                there = {name.rsplit(".", 1)[-1] for name in products}
+                raise AdapterMismatch(
+                    f"target {part!r} matches no product of this model in the layers and experts asked for; "
+                    f"there are: {', '.join(sorted(there))}"
+                )
+        for expert in self.experts:
+            if not any(f".experts.{expert}." in name for name in found):
+                raise AdapterMismatch(f"there is no expert {expert} to adapt in this model")
+        for layer in self.layers:
+            if not any(name.startswith(f"blocks.{layer}.") for name in found):
+                raise AdapterMismatch(f"layer {layer} has no product that is asked for")
+        return found
 
     def fits(self, name: str) -> bool:
         """Whether the product of this name, such as `blocks.0.mlp.experts.2.up`, gets an adapter.

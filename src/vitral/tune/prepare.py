@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ from vitral.tune.source import Order, check_shape
 
 __all__ = ["Prepared", "loss_of", "prepare"]
 
+_PRODUCT = re.compile(r"blocks\.\d+\.(attn|mlp)\..+\.weight")
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -59,6 +62,8 @@ def prepare(recipe: Recipe) -> Prepared:
         raise DataError(
             f"data.context is {data.context}; the model was made for at most {base.spec.max_context} tokens"
         )
+    if recipe.method.tune == "lora" and not recipe.model.adapter:
+        recipe.adapter_plan.matched([name.removesuffix(".weight") for name in base.weights if _PRODUCT.fullmatch(name)])
     chat = {"auto": None, "chat": True, "text": False}[data.form]
 
     def load(paths: Sequence[str]) -> DataSet:
@@ -67,7 +72,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
     train = load(data.train)
     test = load(data.test) if data.test else None
-    if data.hold_out and train.items:
+    if data.hold_out and train.items and not train.problems:
         test = _held_out(train, data.hold_out, recipe.run.seed)
     found = preflight(train, test, licence=data.licence)
     loss = loss_of(recipe.method)
@@ -128,7 +133,7 @@ def _estimate(recipe: Recipe, base: Checkpoint, train: DataSet, steps: int, loss
     full = recipe.method.tune == "full"
     return estimate(
         base.spec,
-        None if full else recipe.lora,
+        None if full else recipe.adapter_plan,
         piece_tokens=piece,
         piece_supervised=max(1, round(piece * share)),
         run_tokens=round((tokens / max(len(items), 1) * recipe.run.batch + replayed) * steps),

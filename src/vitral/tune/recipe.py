@@ -7,7 +7,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -119,6 +119,13 @@ class Recipe:
     method: MethodPart = field(default_factory=MethodPart)
     lora: LoraPlan = field(default_factory=LoraPlan)
     run: RunPart = field(default_factory=RunPart)
+
+    @property
+    def adapter_plan(self) -> LoraPlan:
+        """What is adapted: `lora`, with the router where `method.router` asks for it."""
+        if self.method.router and "router" not in self.lora.targets:
+            return replace(self.lora, targets=(*self.lora.targets, "router"))
+        return self.lora
 
     def __post_init__(self) -> None:
         run, data, method = self.run, self.data, self.method

@@ -16,14 +16,17 @@ from typing import Any
 import torch
 
 from vitral.errors import TuneError
+from vitral.formats.adapters import Adapter, trained_on
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import admitted
+from vitral.provenance.bases import Base
 from vitral.tune import distributed
 from vitral.tune.adapter_files import load_adapter, save_peft
 from vitral.tune.adapters import attach, frozen_copy, train_all
 from vitral.tune.batch import Batch
 from vitral.tune.data.examples import Plain
 from vitral.tune.data.load import Item
+from vitral.tune.estimate import refuse_too_large
 from vitral.tune.export import write_merged
 from vitral.tune.files import append_whole, staged, write_whole, writing
 from vitral.tune.forgetting import Probes, make_probes, make_replay
@@ -52,9 +55,9 @@ from vitral.tune.sharded import gather, let_go, part_like, shard, whole
 from vitral.tune.source import Order, batches_of, count_units
 from vitral.tune.state import load_state, save_state, state_of, trained_parameters
 from vitral.tune.tensorboard import append_scalars
-from vitral.tune.trainer import Plan, StepReport, Trainer
+from vitral.tune.trainer import Plan, StepReport, Trainer, memory_watched
 
-__all__ = ["Evaluation", "Event", "Rehearsal", "Result", "run_recipe"]
+__all__ = ["STATE", "Evaluation", "Event", "Rehearsal", "Result", "Stopping", "run_recipe"]
 
 STATE = "state.pt"
 _SAMPLED = ("grpo", "ppo", "rejection")  # losses over answers that the policy gives
@@ -81,7 +84,17 @@ class Rehearsal:
     estimated_bytes: int
 
 
-Event = StepReport | Evaluation | Rehearsal
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """Ctrl-C or SIGTERM came in this step, after which the run is saved and ends; a second one ends it at once.
+
+    It is told from within the handler of the signal: whoever takes it should only note it.
+    """
+
+    step: int
+
+
+Event = StepReport | Evaluation | Rehearsal | Stopping
 OnEvent = Callable[[Event], object]
 
 
@@ -119,7 +132,10 @@ def run_recipe(
     _check_processes(recipe, len(prepared.train.items))
     if not resume and (folder / STATE).exists():
         raise TuneError(f"{folder} holds a run already; resume it, or give another folder")
-    return _Run(prepared, folder, on_event).go(resume, repeats)
+    refuse_too_large(prepared.estimate)
+    with memory_watched("before the first step"):
+        run = _Run(prepared, folder, on_event)
+    return run.go(resume, repeats)
 
 
 @dataclass
@@ -184,11 +200,13 @@ class _Run:
         if repeats is not None:
             check_same(repeats, record, "be another run; put it back")
         if resume:
-            check_same(
-                read_record(self.folder),
-                record,
-                "not be a continuation; put it back, or start a new run in another folder",
-            )
+            before = read_record(self.folder)
+            check_same(before, record, "not be a continuation; put it back, or start a new run in another folder")
+            if before.get("finished"):
+                raise TuneError(
+                    f"{self.folder} has finished: there is nothing to go on with; export it, or start a new run (from its "
+                    "adapter: model.adapter)"
+                )
             self._resume()
         elif distributed.is_first():
             with writing(self.folder, self._then()):
@@ -211,7 +229,7 @@ class _Run:
 
     def _train(self) -> str:
         run, steps = self.prepared.recipe.run, self.prepared.n_steps
-        with _interruptible() as interrupted:
+        with _interruptible(self._stopping) as interrupted:
             saved = self.trainer.step
             while self.trainer.step < steps:
                 report = self.trainer.run_step(self.source)
@@ -232,6 +250,10 @@ class _Run:
                 if stopping and between and step < steps:
                     raise KeyboardInterrupt
         return "finished"
+
+    def _stopping(self) -> None:
+        if distributed.is_first():
+            self.on_event(Stopping(self.trainer.step + 1))
 
     # --- before -------------------------------------------------------------------------------
 
@@ -290,8 +312,9 @@ class _Run:
         state = torch.get_rng_state()
         began = time.perf_counter()
         self.model.train()
-        loss, _ = self.trainer.loss(self.trainer.policy, self.trainer.reference, largest)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with memory_watched("in the rehearsal of the largest piece, before the first step"):
+            loss, _ = self.trainer.loss(self.trainer.policy, self.trainer.reference, largest)
+            loss.backward()  # type: ignore[no-untyped-call]
         seconds = time.perf_counter() - began
         for parameter in self.trainer.parameters:
             parameter.grad = None
@@ -330,7 +353,7 @@ class _Run:
                 parameter.copy_(part_like(self.best[2][name], parameter))
         self.evaluations.append(self._evaluate())
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: StepReport | Evaluation | Rehearsal) -> None:
         if distributed.is_first():
             line = {"event": type(event).__name__, **asdict(event)}
             append_whole(self.folder / LOG, (json.dumps(line) + "\n").encode(), self._then())
@@ -411,10 +434,13 @@ def _trainable(prepared: Prepared) -> tuple[LoraPlan | None, Transformer]:
         train_all(model, recipe.method.router)
         return None, model
     if recipe.model.adapter:
-        return load_adapter(model, Path(recipe.model.adapter), prepared.base.weights.digest()), model
-    plan = recipe.lora
-    if recipe.method.router and "router" not in plan.targets:
-        plan = replace(plan, targets=(*plan.targets, "router"))
+        folder = Path(recipe.model.adapter)
+        plan = load_adapter(model, folder, prepared.base.weights.digest())
+        said = trained_on(folder)
+        if said.digest is None:  # of another tool: its base is known by name alone
+            Base(prepared.base).accept(Adapter(folder, {}, "", said))
+        return plan, model
+    plan = recipe.adapter_plan
     attach(model, plan, recipe.run.seed)
     return plan, model
 
@@ -459,8 +485,8 @@ def _peak_bytes() -> int:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM are noted and obeyed at the end of a step; a second Ctrl-C at once."""
+def _interruptible(noted: Callable[[], object]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM are noted, which `noted` is told, and obeyed at the end of a step; a second one at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         with nullcontext():
@@ -471,6 +497,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        noted()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

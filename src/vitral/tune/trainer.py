@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -25,7 +26,7 @@ from vitral.tune.policy import Policy
 from vitral.tune.routing import balance_loss, router_z_loss
 from vitral.tune.sharded import whole
 
-__all__ = ["Plan", "Source", "StepReport", "Trainer", "learning_rate"]
+__all__ = ["Plan", "Source", "StepReport", "Trainer", "learning_rate", "memory_watched"]
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -70,6 +71,19 @@ class StepReport:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+@contextmanager
+def memory_watched(where: str) -> Iterator[None]:
+    """Turn a refused allocation, torch's too, into a HardwareError that says where and what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise HardwareError(
+            f"out of memory {where}: lower run.piece_tokens or data.context, or set run.recompute = true"
+        ) from None
+
+
 def learning_rate(plan: Plan, step: int) -> float:
     """The rate of a step, from 0: a straight rise over the warm-up, then the schedule down to zero (or none).
 
@@ -111,7 +125,7 @@ class Trainer:
         self.policy.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         total, metrics = 0.0, dict[str, float]()
-        try:
+        with memory_watched(f"in step {self.step + 1}; the last saved step is whole"):
             for number, batch in enumerate(passes):
                 loss, more = self._loss(batch)
                 if number >= len(batches):  # along with the others, for nothing
@@ -121,13 +135,6 @@ class Trainer:
                 total += float(loss.detach())
                 for name, value in more.items():
                     metrics[name] = metrics.get(name, 0.0) + value
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "allocate memory" in str(error):
-                raise HardwareError(
-                    f"out of memory in step {self.step + 1}: lower run.piece_tokens or data.context, or set "
-                    "run.recompute = true; the last saved step is whole"
-                ) from None
-            raise
         total, metrics = distributed.summed(self.parameters, total, metrics)
         if not math.isfinite(total):
             raise NumericalError(

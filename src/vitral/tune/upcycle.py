@@ -48,8 +48,7 @@ def upcycle(
     """A Mixtral-type model with an expert for each model, or `copies` of each.
 
     The first `dense` layers stay as they are, without experts; Mixtral's layout has none such, so that others read
-    the model only where it is 0, and the engine runs it only then. Attention, dense layers, norms and embeddings are averaged over the
-    models. `noise` adds normal noise of that share of each matrix's own spread, so that equal copies can part.
+    the model only where it is 0. Attention, dense layers, norms and embeddings are averaged over the models. `noise` adds normal noise of that share of each matrix's own spread, so that equal copies can part.
     `routers` are (E, C) matrices by layer (`routers_from_data`); without them they are small and random.
     Raises TuneError for models that differ in architecture or are mixtures already.
     """

@@ -13,7 +13,7 @@ import pytest
 
 from tests.hub.mirror import COMMIT, Mirror, serve
 from tests.tune.conftest import FACTS, write_chats
-from vitral.errors import ModelNotFound
+from vitral.errors import ModelNotFound, TuneError
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub.data_sets import HubDataSet, _choose, fetch_data_set
 from vitral.provenance.gather import gather
@@ -109,7 +109,8 @@ def test_its_licence_goes_into_record_lineage_and_verdict(
     [entry] = record["data"]
     assert entry["path"] == f"hf:tiny/umbrellas@{COMMIT}:train.jsonl"
     assert (entry["name"], entry["licence"], record["data_licence"]) == ("tiny/umbrellas", "cc-by-4.0", "cc-by-4.0")
-    run_recipe(read_recipe(tmp_path / "run/recipe.toml"), tmp_path / "run", resume=True)
+    with pytest.raises(TuneError, match="has finished"):  # nothing that decides it has changed
+        run_recipe(read_recipe(tmp_path / "run/recipe.toml"), tmp_path / "run", resume=True)
     export_run(tmp_path / "run", tmp_path / "m.gguf", "gguf")
     step = read_lineage(open_checkpoint(tmp_path / "m.gguf"))[-1]
     assert step.data == (

@@ -101,3 +101,16 @@ def test_the_declaration_of_human_rights_is_told_in_each_language(file: str, lan
     assert language_of("\n".join(paragraphs)) == language
     right = sum(language_of(p) == language for p in paragraphs)
     assert right >= 0.9 * len(paragraphs)
+
+
+def test_data_of_which_nothing_is_left_forbids_the_run(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    train = load_data([write_chats(tmp_path / "a.jsonl")], byte_tokenizer, 512)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    empty = load_data([tmp_path / "empty.jsonl"], byte_tokenizer, 512)
+    dropped = load_data([tmp_path / "a.jsonl"], byte_tokenizer, 8, too_long="drop")
+    for test, message in ((empty, "empty.jsonl: no record at all"), (dropped, f"all of its {len(FACTS)} records")):
+        with pytest.raises(DataError, match=f"test data, .*{message}"):
+            preflight(train, test).refuse()
+        with pytest.raises(DataError, match=message):
+            test.refuse()
+    assert any(f"{len(FACTS)} test items were longer" in each for each in preflight(train, dropped).warnings)

@@ -128,7 +128,7 @@ def test_a_folder_gives_its_files_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.exe", b"x"), ("a.json", b"{}"), ("a.json", b"[1"), ("a.parquet", b"PAR1 no"),
-                                               ("a.txt", b"\xff\xfe"), ("a.csv", b'a,b\n"x')])  # fmt: skip
+                                               ("a.txt", b"\xff\xfe"), ("a.json", b"\xff\xfe[\x00]\x00"), ("a.csv", b'a,b\n"x')])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_refused_by_name(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
@@ -160,3 +160,10 @@ def test_deep_nesting_and_missing_cells_are_lines_that_cannot_be_used(
     for name in ("a.jsonl", "b.csv"):
         with pytest.raises(DataError, match=name.replace(".", r"\.")):
             load_data([tmp_path / name], byte_tokenizer, 200).refuse()
+
+
+def test_a_line_in_another_encoding_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "ol\xc3\xa1"}\n{"text": "ol\xe1"}\n')
+    (_, first), (place, second) = read_records(tmp_path / "a.jsonl")
+    assert first == {"text": "olá"}
+    assert place == "a.jsonl:2" and isinstance(second, DataError) and "not UTF-8 at byte 12" in str(second)

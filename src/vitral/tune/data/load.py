@@ -71,7 +71,13 @@ class DataSet:
                 f"{len(self.problems)} of {len(self.problems) + len(self.items)} records cannot be used: {first}{more}"
             )
         if not self.items:
-            raise DataError(f"{', '.join(file.path for file in self.files)}: no record at all")
+            raise DataError(f"{', '.join(file.path for file in self.files)}: {self.why_empty}")
+
+    @property
+    def why_empty(self) -> str:
+        """Why there is no item, where there is none and no problem either."""
+        n = len(self.too_long)
+        return f"all of its {n} records are over the context and were left out, as asked" if n else "no record at all"
 
 
 def load_data(

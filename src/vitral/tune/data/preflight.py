@@ -63,14 +63,19 @@ def preflight(train: DataSet, test: DataSet | None = None, *, licence: str = "")
             problems.append(
                 f"{len(data.problems)} {name} records cannot be used, first {data.problems[0][0]}: {data.problems[0][1]}"
             )
+    if test is not None and not test.items and not test.problems:
+        problems.append(f"the test data, {', '.join(file.path for file in test.files)}: {test.why_empty}")
     if leaked:
         problems.append(f"{len(leaked)} test items are in the training data too, first {leaked[0][0]} = {leaked[0][1]}")
     if duplicates:
         warnings.append(f"{len(duplicates)} items stand twice, first {duplicates[0][0]} = {duplicates[0][1]}")
     if personal:
         warnings.append("personal data: " + ", ".join(f"{count} x {kind}" for kind, count in personal.items()))
-    if train.too_long and not train.problems:
-        warnings.append(f"{len(train.too_long)} items were longer than the context and left out or cut, as asked")
+    for name, data in (("training", train), ("test", test)):
+        if data is not None and data.too_long and not data.problems:
+            warnings.append(
+                f"{len(data.too_long)} {name} items were longer than the context and left out or cut, as asked"
+            )
     warnings += _of_licences([*train.files, *(test.files if test is not None else [])], licence)
     return Preflight(
         n_train=len(items),

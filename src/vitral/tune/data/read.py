@@ -64,7 +64,9 @@ def _lines(file: Path) -> Iterator[Record]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return DataError(f"not UTF-8 at byte {error.start}; save the file as UTF-8")
     except (ValueError, RecursionError) as error:
         return DataError(f"not JSON: {str(error)[:100]}")
 
