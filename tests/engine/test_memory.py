@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.parity.families import FAMILIES
-from vitral.engine.memory import PAGE_SIZE, available_bytes, plan_cache
+from vitral.engine.memory import PAGE_SIZE, available_bytes, peak_bytes, plan_cache
 from vitral.errors import HardwareError, SettingsError
 from vitral.model.arithmetic import kv_bytes
 
+ROOT = Path(__file__).parent.parent.parent
 SPEC = replace(FAMILIES["llama-2"], max_context=100_000)
 MUCH = 1 << 40
 PROCESS = 150 << 20
@@ -58,3 +63,13 @@ def test_the_dynamic_scaling_may_go_beyond_the_models_context() -> None:
 
 def test_this_machine_has_some_memory() -> None:
     assert available_bytes() > 1 << 20
+
+
+def test_the_peak_is_this_process_own_and_not_that_of_what_started_it() -> None:
+    held = bytearray(500 << 20)
+    held[::4096] = b"x" * len(held[::4096])
+    program = "from vitral.engine.memory import peak_bytes; print(peak_bytes())"
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": path}).stdout  # fmt: skip
+    assert 5 << 20 < int(said) < len(held) < peak_bytes()

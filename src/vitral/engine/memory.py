@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from vitral.model.arithmetic import kv_bytes
 from vitral.model.law import KV_TYPES
 from vitral.model.spec import ModelSpec
 
-__all__ = ["PAGE_SIZE", "CachePlan", "available_bytes", "plan_cache"]
+__all__ = ["PAGE_SIZE", "CachePlan", "available_bytes", "peak_bytes", "plan_cache"]
 
 PAGE_SIZE = 32  # positions: small enough to share short prefixes, large enough to keep tables short
 USUAL_CONTEXT = 8192  # tokens a model is opened for unless asked otherwise
@@ -114,6 +116,17 @@ def available_bytes() -> int:
     """Memory that this process may still take: the machine's, or its control group's if that is less."""
     amounts = [amount for amount in (_machine(), *_groups()) if amount is not None]
     return min(amounts) if amounts else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has taken so far.
+
+    From /proc where there is one: what getrusage says begins, in a process that another started, at what that one had.
+    """
+    for line in _text(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _machine() -> int | None:

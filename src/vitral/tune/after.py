@@ -119,7 +119,7 @@ def _read_back(path: Path, form: Form, base: Checkpoint) -> Transformer:
         products = dict(model.linears())
         for name, part in read_adapter(path, base.spec).parts.items():  # as the engine reads it
             weight = products[name.removesuffix(".weight")].weight
-            weight.data = weight.data.float() + part.scale * (torch.from_numpy(part.b) @ torch.from_numpy(part.a))
+            weight.data = weight.data.float() + part.scale * (torch.tensor(part.b) @ torch.tensor(part.a))
     if form == "peft":
         load_adapter(model, path)
         merge(model)

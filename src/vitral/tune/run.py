@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vitral.engine.memory import peak_bytes
 from vitral.errors import TuneError
 from vitral.formats.adapters import Adapter, trained_on
 from vitral.formats.checkpoint import open_checkpoint
@@ -307,7 +307,7 @@ class _Run:
         steps = range(1 if sampled else min(self.prepared.n_steps, self.source.order.steps_per_epoch))
         pieces = [batch for step in steps for batch in self.source.batches(step)]
         if not pieces:  # no answer was better than another
-            return Rehearsal(self.prepared.n_steps, 0, 0.0, _peak_bytes(), self.prepared.estimate.total_bytes)
+            return Rehearsal(self.prepared.n_steps, 0, 0.0, peak_bytes(), self.prepared.estimate.total_bytes)
         largest = max(pieces, key=lambda batch: len(batch.packed.ids))
         state = torch.get_rng_state()
         began = time.perf_counter()
@@ -320,7 +320,7 @@ class _Run:
             parameter.grad = None
         torch.set_rng_state(state)
         return Rehearsal(
-            self.prepared.n_steps, len(largest.packed.ids), seconds, _peak_bytes(), self.prepared.estimate.total_bytes
+            self.prepared.n_steps, len(largest.packed.ids), seconds, peak_bytes(), self.prepared.estimate.total_bytes
         )
 
     # --- during -------------------------------------------------------------------------------
@@ -478,10 +478,6 @@ def _precision(recipe: Recipe) -> Precision:
     info = Path("/proc/cpuinfo")
     flags = info.read_text() if info.exists() else ""
     return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextmanager
