@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "back.h"
+
 #if defined(VITRAL_HAS_AMX)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -18,17 +20,19 @@
 #endif
 
 namespace vitral {
-namespace scalar { void fill_table(Kernels&); }
+#define VITRAL_TABLES(isa) namespace isa { void fill_table(Kernels&); BackBlock back_block_of(Type); }
+VITRAL_TABLES(scalar)
 #if defined(VITRAL_HAS_AMX)
-namespace amx { void fill_table(Kernels&); }
+VITRAL_TABLES(amx)
 #endif
 #if defined(__x86_64__)
-namespace avx2 { void fill_table(Kernels&); }
-namespace avx512vnni { void fill_table(Kernels&); }
+VITRAL_TABLES(avx2)
+VITRAL_TABLES(avx512vnni)
 #elif defined(__aarch64__)
-namespace neon { void fill_table(Kernels&); }
-namespace i8mm { void fill_table(Kernels&); }
+VITRAL_TABLES(neon)
+VITRAL_TABLES(i8mm)
 #endif
+#undef VITRAL_TABLES
 namespace {
 
 std::string missing(const char* const* names, const bool* has, int n) {
@@ -138,6 +142,20 @@ const Kernels& kernels_for(const std::string& name) {
   for (const IsaState& s : sets)
     if (s.name == name) throw std::invalid_argument("instruction set " + name + " cannot be used: " + s.reason + "; allowed here: " + allowed);
   throw std::invalid_argument("instruction set '" + name + "' does not exist here; allowed: " + allowed);
+}
+
+BackBlock back_block_for(const std::string& isa, Type type) {
+#if defined(VITRAL_HAS_AMX)
+  if (isa == "amx") return amx::back_block_of(type);
+#endif
+#if defined(__x86_64__)
+  if (isa == "avx2") return avx2::back_block_of(type);
+  if (isa == "avx512vnni") return avx512vnni::back_block_of(type);
+#elif defined(__aarch64__)
+  if (isa == "neon") return neon::back_block_of(type);
+  if (isa == "i8mm") return i8mm::back_block_of(type);
+#endif
+  return scalar::back_block_of(type);
 }
 
 }  // namespace vitral

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "back.h"
 #include "pack.h"
 #include "run.h"
 
@@ -209,20 +210,24 @@ std::pair<int64_t, int64_t> Model::shape_of(const std::string& name) const {
 
 // Rows in blocks of 256, ascending in each; then the blocks in order: the same sums with any number of threads.
 void Model::project_back(const std::string& name, const float* x, int64_t n, float* out) {
-  constexpr int64_t kRows = 256;
   const Matrix& m = fetched(name);
-  const int64_t blocks = (m.rows + kRows - 1) / kRows, size = n * m.cols;
-  std::vector<float> sums(blocks * size, 0.0f);
-  pool_.split(blocks, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> row(m.cols);
-    for (int64_t b = begin; b < end; ++b)
-      for (int64_t r = b * kRows; r < std::min((b + 1) * kRows, m.rows); ++r) {
-        kernels_.row[m.type](m, r, row.data());
-        for (int64_t t = 0; t < n; ++t) kernels_.add_scaled(row.data(), x[t * m.rows + r], m.cols, sums.data() + b * size + t * m.cols);
+  const BackBlock block = back_block_for(kernels_.isa, m.type);
+  const int64_t lanes = (n + 15) / 16 * 16, across = (m.cols + 31) / 32;
+  std::vector<float> tokens(m.rows * lanes, 0.0f);  // x with the tokens side by side
+  for (int64_t t = 0; t < n; ++t)
+    for (int64_t r = 0; r < m.rows; ++r) tokens[r * lanes + t] = x[t * m.rows + r];
+  pool_.split(across, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> sums(32 * lanes), part(32 * lanes);
+    for (int64_t b = begin; b < end; ++b) {
+      std::fill(sums.begin(), sums.end(), 0.0f);
+      for (int64_t first = 0; first < m.rows; first += kBackRows) {
+        block(m, first, std::min(kBackRows, m.rows - first), b, tokens.data() + first * lanes, lanes, part.data());
+        kernels_.add(sums.data(), part.data(), 32 * lanes, sums.data());
       }
+      for (int64_t c = b * 32; c < std::min(b * 32 + 32, m.cols); ++c)
+        for (int64_t t = 0; t < n; ++t) out[t * m.cols + c] = sums[(c - b * 32) * lanes + t];
+    }
   });
-  std::fill(out, out + size, 0.0f);
-  for (int64_t b = 0; b < blocks; ++b) kernels_.add(out, sums.data() + b * size, size, out);
 }
 
 void Model::embed(Run& run) {

@@ -39,23 +39,59 @@ std::unique_ptr<Cache> make_cache(const Door& door, int64_t n_pages, int64_t pag
   throw std::invalid_argument("kv_type is '" + kv_type + "'; allowed: f32, f16, bf16, q8_0");
 }
 
-// Calls `on_tap(name, array, sequence)` with a view that it may write to.
-Taps make_taps(const std::vector<std::string>& names, const nb::object& on_tap, const std::vector<int32_t>& attention_of) {
-  Taps taps;
-  taps.attention_of.insert(attention_of.begin(), attention_of.end());
-  taps.names.insert(names.begin(), names.end());
-  taps.see = [on_tap](const std::string& name, void* data, const std::vector<int64_t>& shape, bool whole, int sequence) {
+// Calls `on_tap(name, array, sequence)`: on the spot with a view that it may write to, or later with a copy. Python
+// finds the caches full of weights when it is called between two products, and takes ten times as long.
+class Shown {
+ public:
+  Shown(const nb::object& on_tap, bool later) : on_tap_(on_tap), later_(later) {}
+
+  void see(const std::string& name, void* data, const std::vector<int64_t>& shape, bool whole, int sequence) {
+    if (!later_) {
+      nb::gil_scoped_acquire acquired;
+      call(name, data, shape, whole, sequence);
+      return;
+    }
+    size_t bytes = 4;  // of an int32 or a float
+    for (int64_t n : shape) bytes *= static_cast<size_t>(n);
+    const auto* from = static_cast<const uint8_t*>(data);
+    kept_.push_back({name, std::vector<uint8_t>(from, from + bytes), shape, whole, sequence});
+    bytes_ += bytes;
+    if (bytes_ > kMost) deliver();
+  }
+
+  void deliver() {
     nb::gil_scoped_acquire acquired;
-    std::vector<size_t> sizes(shape.begin(), shape.end());
-    if (whole) on_tap(name, nb::ndarray<nb::numpy, int32_t>(data, sizes.size(), sizes.data(), nb::none()), sequence);
-    else on_tap(name, nb::ndarray<nb::numpy, float>(data, sizes.size(), sizes.data(), nb::none()), sequence);
+    for (Kept& k : kept_) call(k.name, k.bytes.data(), k.shape, k.whole, k.sequence);
+    kept_.clear();
+    bytes_ = 0;
+  }
+
+ private:
+  struct Kept {
+    std::string name;
+    std::vector<uint8_t> bytes;
+    std::vector<int64_t> shape;
+    bool whole;
+    int sequence;
   };
-  return taps;
-}
+  static constexpr size_t kMost = 16 << 20;  // bytes of copies that wait
+
+  void call(const std::string& name, void* data, const std::vector<int64_t>& shape, bool whole, int sequence) {
+    std::vector<size_t> sizes(shape.begin(), shape.end());
+    if (whole) on_tap_(name, nb::ndarray<nb::numpy, int32_t>(data, sizes.size(), sizes.data(), nb::none()), sequence);
+    else on_tap_(name, nb::ndarray<nb::numpy, float>(data, sizes.size(), sizes.data(), nb::none()), sequence);
+  }
+
+  nb::object on_tap_;
+  bool later_;
+  std::vector<Kept> kept_;
+  size_t bytes_ = 0;
+};
 
 nb::ndarray<nb::numpy, float> forward(Door& door, Cache& cache, In<int32_t, 1> ids, In<int32_t, 1> positions, In<int32_t, 1> sequences,
                                       In<int32_t, 2> pages, In<int32_t, 1> wanted, const std::vector<std::string>& names,
-                                      const nb::object& on_tap, In<int32_t, 1> adapters, const std::vector<int32_t>& attention_of) {
+                                      const nb::object& on_tap, In<int32_t, 1> adapters, const std::vector<int32_t>& attention_of,
+                                      bool later) {
   const size_t T = ids.shape(0);
   if (positions.shape(0) != T || sequences.shape(0) != T)
     throw std::invalid_argument("ids, positions and sequences differ in length: " + std::to_string(T) + ", " +
@@ -70,10 +106,15 @@ nb::ndarray<nb::numpy, float> forward(Door& door, Cache& cache, In<int32_t, 1> i
             positions.data(), sequences.data(), pages.data(), wanted.data(), adapters.shape(0) ? adapters.data() : nullptr};
   float* logits;
   auto result = make_array<float, 2>({wanted.shape(0), static_cast<size_t>(door.model.config().vocab_size)}, &logits);
-  const Taps taps = make_taps(names, on_tap, attention_of);
+  Shown shown(on_tap, later);
+  Taps taps;
+  taps.attention_of.insert(attention_of.begin(), attention_of.end());
+  taps.names.insert(names.begin(), names.end());
+  taps.see = [&shown](const auto&... value) { shown.see(value...); };
   nb::gil_scoped_release released;
   std::lock_guard<std::mutex> lock(door.mutex);
   door.model.forward(cache, step, &taps, logits);
+  if (later) shown.deliver();
   return result;
 }
 
@@ -223,7 +264,8 @@ void bind_model(nb::module_& m) {
       .def("set_rope", &set_rope, nb::arg("cos"), nb::arg("sin"))
       .def("new_cache", &make_cache, nb::arg("n_pages"), nb::arg("page_size"), nb::arg("kv_type"))
       .def("forward", &forward, nb::arg("cache"), nb::arg("ids"), nb::arg("positions"), nb::arg("sequences"), nb::arg("pages"),
-           nb::arg("wanted"), nb::arg("taps"), nb::arg("on_tap").none(), nb::arg("adapters"), nb::arg("attention_of"))
+           nb::arg("wanted"), nb::arg("taps"), nb::arg("on_tap").none(), nb::arg("adapters"), nb::arg("attention_of"),
+           nb::arg("later"))
       .def("set_adapter", &set_adapter, nb::arg("id"), nb::arg("names"), nb::arg("a"), nb::arg("b"), nb::arg("scales"))
       .def("project_back", &project_back, nb::arg("name"), nb::arg("x"))
       .def("remove_adapter", &remove_adapter, nb::arg("id"))

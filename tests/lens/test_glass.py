@@ -102,3 +102,23 @@ def test_head_results_come_when_they_are_named() -> None:
         out = found[f"blocks.{i}.hook_attn_out"]
         np.testing.assert_allclose(found[f"blocks.{i}.attn.hook_result"].sum(axis=1), out, atol=1e-5)
     assert not any(name.endswith("hook_result") for name in here.run(IDS))
+
+
+@pytest.mark.parametrize("case", [("llama-3.1", "F32"), ("mixtral", "Q4_0")])
+def test_a_replaced_result_of_a_head_is_as_its_z_without_that_head(case: tuple[str, str]) -> None:
+    here, name = glass(case), "blocks.0.attn.hook_result"
+
+    def without_head_1(value: Any) -> Any:
+        value[:, 1] = 0
+        return value
+
+    plain = here.run(IDS, ["hook_embed", "*.hook_attn_out", "*.hook_result", "unembed.hook_out"])
+    found = here.run(IDS, ["*.hook_attn_out", name], {name: without_head_1})
+    lost = plain["blocks.0.hook_attn_out"] - found["blocks.0.hook_attn_out"]
+    assert not found[name][:, 1].any()
+    np.testing.assert_allclose(lost, plain[name][:, 1], atol=1e-6)
+    assert not np.array_equal(found["blocks.1.hook_attn_out"], plain["blocks.1.hook_attn_out"])
+    same = here.run(IDS, ["unembed.hook_out"], {name: lambda value: value})["unembed.hook_out"]
+    assert np.array_equal(same, plain["unembed.hook_out"])
+    with pytest.raises(RequestError, match="N from 0 to"):
+        here.logits(IDS, {"blocks.99.attn.hook_result": without_head_1})

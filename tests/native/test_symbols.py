@@ -25,9 +25,10 @@ def instruction_sets() -> list[tuple[str, list[str]]]:
     return [(name, flags.split()) for name, flags in calls if compiler(flags.split())]
 
 
+@pytest.mark.parametrize("source", ["kernels.cpp", "back_kernels.cpp"])
 @pytest.mark.parametrize(("isa", "flags"), instruction_sets(), ids=[name for name, _ in instruction_sets()])
 def test_no_weak_symbol_outside_the_namespace_of_the_instruction_set(
-    isa: str, flags: list[str], tmp_path: Path
+    isa: str, flags: list[str], source: str, tmp_path: Path
 ) -> None:
     """A weak function (an inline one, a template of std::) is kept once for the whole module: the
     copy with AVX-512 in it could be the one that a machine without it runs. Without optimisation
@@ -37,7 +38,7 @@ def test_no_weak_symbol_outside_the_namespace_of_the_instruction_set(
     out = tmp_path / "kernels.o"
     options = ["-std=gnu++17", "-O0", "-fno-exceptions", *flags]
     names = [f"-DVITRAL_ISA_{isa.upper()}", f'-DVITRAL_NAME="{isa}"']
-    command = [compiler(flags) or "", *options, *names, "-c", "-o", str(out), str(NATIVE / "kernels.cpp")]
+    command = [compiler(flags) or "", *options, *names, "-c", "-o", str(out), str(NATIVE / source)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode and "unrecognized" in built.stderr:
         pytest.skip(f"this compiler does not know {flags}")

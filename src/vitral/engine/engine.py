@@ -362,7 +362,7 @@ class Engine:
                     hidden.append(np.array(value, np.float32))
 
             names = taps.names | ({_HIDDEN} if wants_hidden else set())
-            logits = self._forward.with_taps(batch, names, on_tap, taps.attention_of)
+            logits = self._forward.with_taps(batch, names, on_tap, taps.attention_of, later=not taps.changes)
             for rows in hidden:
                 _show_hidden(chunks, rows)
             return logits, taps

@@ -76,10 +76,12 @@ class ShowsTaps(Protocol):
         names: Collection[str],
         on_tap: Callable[[str, NDArray[Any], int], None],
         attention_of: Collection[int],
+        later: bool = False,
     ) -> F32:
         """The logits (R, V); `on_tap` sees and may write to the values of these names, on its way.
 
         Attention scores and patterns come for the sequences `attention_of`, each alone with its number.
+        With `later` it sees copies in the same order, as late as behind the last block, and changes nothing.
         """
         ...
 

@@ -71,6 +71,7 @@ class NativeForward:
         names: Collection[str],
         on_tap: Callable[[str, NDArray[Any], int], None],
         attention_of: Collection[int],
+        later: bool = False,
     ) -> F32:
         return self.model.forward(
             self.cache,
@@ -83,6 +84,7 @@ class NativeForward:
             on_tap=on_tap,
             adapters=batch.adapters,
             attention_of=sorted(attention_of),
+            later=later,
         )
 
     def head_result(self, layer: int, z: F32, head: int) -> F32:

@@ -178,9 +178,9 @@ class TapPlan:
 
     def concerns(self, name: str) -> bool:
         """Whether a tap is watched, changed, or needed to replace results of heads."""
-        return (
-            name in self.watched or name in self.changed or self.makes_results(name) or bool(self.results_before(name))
-        )
+        if name in self.watched or name in self.changed:
+            return True
+        return bool(self.changed) and (self.makes_results(name) or bool(self.results_before(name)))
 
     @property
     def replaces_results(self) -> bool:
@@ -215,6 +215,7 @@ class StepTaps:
     kept: list[list[tuple[str, NDArray[np.int64], Array]]] = field(init=False)
     names: set[str] = field(init=False)
     attention_of: set[int] = field(init=False)  # chunks whose scores or patterns somebody wants
+    changes: bool = field(init=False, default=False)  # whether a chunk's interventions write to values
     _chosen: Array | None = None  # experts of the layer (T, k)
     _z: dict[int, Array] = field(default_factory=dict)  # of chunks that replace results of the layer
 
@@ -226,6 +227,7 @@ class StepTaps:
             plan = chunk.request.tap_plan
             if plan is not None:
                 self.names |= plan.names
+                self.changes |= bool(plan.changed)
                 if any(is_attention(name) for name in plan.names):
                     self.attention_of.add(number)
 
@@ -278,13 +280,13 @@ class StepTaps:
         request = self.chunks[number].request
         plan = request.tap_plan
         assert plan is not None
-        results = plan.results_before(name)
-        if results:
-            replace_results(results, positions, self._z[number], value, self.head_result)
-        for intervention in plan.changed.get(name, ()):
-            intervention.apply(positions, value, chosen)
-        if plan.makes_results(name):
-            self._z[number] = np.array(value)
+        if plan.changed:
+            if results := plan.results_before(name):
+                replace_results(results, positions, self._z[number], value, self.head_result)
+            for intervention in plan.changed.get(name, ()):
+                intervention.apply(positions, value, chosen)
+            if plan.makes_results(name):
+                self._z[number] = np.array(value)
         for watch in plan.watched.get(name, ()):
             first = positions[0]
             if watch.positions is None and watch.since <= first and request.observed <= first:

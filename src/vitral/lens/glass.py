@@ -25,7 +25,7 @@ from vitral.lens.weights import WeightView
 from vitral.model import rope
 from vitral.model.law import F32, KV_DEFAULT
 from vitral.model.spec import ModelSpec
-from vitral.model.taps import is_attention, taps
+from vitral.model.taps import RESULT, is_attention, taps
 from vitral.native import choose
 from vitral.settings import read_settings
 from vitral.tokenizer.tokenizer import Tokenizer
@@ -65,7 +65,8 @@ class Glass:
         """Values of T tokens by name: those that `names` gives (patterns such as `*.hook_pattern`), or all.
 
         `edits` replace values on the way, after which the rest is computed from the new ones; the value
-        returned is the new one. `attn.hook_result` is made of z when a name asks for it. Experts that no token reaches have no values. Raises RequestError for a
+        returned is the new one. `attn.hook_result` (T, H, C) is made of z when a name asks for it; replaced, `hook_attn_out`
+        gets of each head the new one less the old, so heads that stay add nothing. Experts that no token reaches have no values. Raises RequestError for a
         name or an id that the model has not, ContextOverflow for more tokens than it was made for.
         """
         edits = edits or {}
@@ -76,12 +77,13 @@ class Glass:
             )
         if len(ids) > self.spec.max_context:
             raise ContextOverflow(f"{len(ids)} tokens; the model takes {self.spec.max_context}; give a shorter prompt")
+        made = {name for name in edits if name.endswith(RESULT) and name in result_names(self.spec, name)}
         for name in edits:
-            if name not in self._names:
+            if name not in self._names and name not in made:
                 raise RequestError(f"{name!r} is no value of this model; `vitral.model.taps` lists them")
         results = [name for pattern in names or () for name in result_names(self.spec, pattern)]
         kept = self._names if names is None else {n for n in self._names if any(fnmatchcase(n, p) for p in names)}
-        wanted = kept | {name.replace("hook_result", "hook_z") for name in results}
+        wanted = kept | {name.replace("hook_result", "hook_z") for name in {*results, *made}}
         if names is not None:
             idle = [
                 p for p in names if not p.endswith("hook_result") and not any(fnmatchcase(n, p) for n in self._names)
@@ -89,21 +91,34 @@ class Glass:
             if idle:
                 raise RequestError(f"{idle[0]!r} names no value of this model; `vitral.model.taps` lists them")
         seen: dict[str, NDArray[np.generic]] = {}
+        replaced: dict[str, NDArray[np.generic]] = {}
+
+        def edited(name: str, value: NDArray[Any]) -> NDArray[Any]:
+            changed = np.asarray(edits[name](value.copy()), value.dtype)
+            if changed.shape != value.shape:
+                raise RequestError(f"{name} has shape {value.shape}; its replacement has {changed.shape}")
+            return changed
 
         def on_tap(name: str, value: NDArray[Any], sequence: int) -> None:
+            if (result := name.replace("hook_attn_out", RESULT)) in made and result != name:
+                z = np.asarray(seen[result.replace("hook_result", "hook_z")], np.float32)
+                old = self.weights.head_results(int(name.split(".")[1]), z)
+                replaced[result] = new = edited(result, old)
+                for head in range(self.spec.n_heads):
+                    value += new[:, head] - old[:, head]
             if name in edits:
-                changed = np.asarray(edits[name](value.copy()), value.dtype)
-                if changed.shape != value.shape:
-                    raise RequestError(f"{name} has shape {value.shape}; its replacement has {changed.shape}")
-                value[...] = changed
+                value[...] = edited(name, value)
             if name in wanted:
                 seen[name] = value.copy()
 
-        shown = wanted | set(edits)
+        shown = wanted | (edits.keys() - made) | {name.replace(RESULT, "hook_attn_out") for name in made}
         of = [0] if any(is_attention(name) for name in shown) else []
         self._model(len(ids)).with_taps(_batch(ids), shown, on_tap, of)
         found = {name: value for name, value in seen.items() if name in kept}
         for name in results:
+            if name in replaced:
+                found[name] = replaced[name]
+                continue
             z = np.asarray(seen[name.replace("hook_result", "hook_z")], np.float32)
             found[name] = self.weights.head_results(int(name.split(".")[1]), z)
         return found

@@ -64,5 +64,10 @@ def _joined(name: str, parts: list[Array]) -> Array:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
     widest = max(part.shape[-1] for part in parts)
     nothing = -1 if name.endswith(_INDICES) else -np.inf if name.endswith("hook_attn_scores") else 0
-    wide = [np.pad(p, ((0, 0), (0, 0), (0, widest - p.shape[-1])), constant_values=nothing) for p in parts]
-    return np.concatenate(wide, axis=1)
+    rows = sum(part.shape[1] for part in parts)
+    joined = np.full((len(parts[0]), rows, widest), nothing, parts[0].dtype)
+    first = 0
+    for part in parts:
+        joined[:, first : first + part.shape[1], : part.shape[-1]] = part
+        first += part.shape[1]
+    return joined

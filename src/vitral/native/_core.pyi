@@ -68,6 +68,7 @@ class Model:
         on_tap: Callable[[str, NDArray[Any], int], None] | None,
         adapters: _I32,
         attention_of: Sequence[int],
+        later: bool,
     ) -> _F32: ...
     def set_adapter(
         self, id: int, names: Sequence[str], a: Sequence[_F32], b: Sequence[_F32], scales: Sequence[float]

@@ -125,6 +125,7 @@ class NativeModel:
         on_tap: OnTap | None = None,
         adapters: I32 | None = None,
         attention_of: Sequence[int] | None = None,
+        later: bool = False,
     ) -> F32:
         """Logits (R, V) of the wanted tokens (R,) of a step of T tokens.
 
@@ -132,11 +133,14 @@ class NativeModel:
         sequence are consecutive. Values whose names are in `taps` are shown to `on_tap`, which may
         write to them. `adapters` (T,) are the numbers of the tokens' adapters, -1 for none. ValueError
         names what does not fit. Scores and patterns are shown of the sequences `attention_of`, None for all;
-        the others go the faster way, to the same bits.
+        the others go the faster way, to the same bits. With `later` it is shown copies in the same order, when the
+        step is done or 16 MB have come together: faster where nobody writes.
         """
         seen = list(range(len(page_table))) if attention_of is None else list(attention_of)
         which = np.empty(0, np.int32) if adapters is None else adapters
-        return self._model.forward(cache, ids, positions, sequence, page_table, wanted, list(taps), on_tap, which, seen)
+        return self._model.forward(
+            cache, ids, positions, sequence, page_table, wanted, list(taps), on_tap, which, seen, later
+        )
 
     def project_back(self, name: str, x: F32) -> F32:
         """A matrix read backwards: x (n, rows) times the dequantised W (rows, columns): (n, columns).
