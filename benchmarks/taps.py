@@ -22,7 +22,7 @@ from tests.parity.their_taps import their_taps
 from vitral.cli.output import table
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import resolve
-from vitral.language_model import tokenizer_of
+from vitral.loading import tokenizer_of
 from vitral.model.law import F32
 from vitral.model.spec import ModelSpec
 from vitral.native import choose

@@ -26,7 +26,7 @@ from benchmarks.record import versions, write
 from vitral.conversion import convert
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import resolve
-from vitral.language_model import tokenizer_of
+from vitral.loading import tokenizer_of
 from vitral.tune.adapters import attach
 from vitral.tune.batch import Batch, Row
 from vitral.tune.forward import load_model

@@ -21,7 +21,7 @@ from benchmarks.record import versions, write
 from vitral.conversion import tokenizer_files
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import resolve
-from vitral.language_model import tokenizer_of
+from vitral.loading import tokenizer_of
 from vitral.tune.adapter_files import load_adapter, save_peft
 from vitral.tune.adapters import adapters_of, attach, merge
 from vitral.tune.export import write_merged

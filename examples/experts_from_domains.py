@@ -21,7 +21,7 @@ from vitral.conversion import tokenizer_files
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.formats.convert import convert
 from vitral.hub import resolve
-from vitral.language_model import tokenizer_of
+from vitral.loading import tokenizer_of
 from vitral.tune.adapter_files import load_adapter
 from vitral.tune.adapters import merge
 from vitral.tune.batch import Batch, Row

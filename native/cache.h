@@ -1,4 +1,5 @@
-// Keys and values of all layers in pages; which page belongs to whom is the engine's business.
+// Keys and values of all layers in pages; which page belongs to whom is the engine's business. What a page holds of
+// all layers lies together: memory that no token has reached is never touched.
 #pragma once
 #include <cstring>
 #include <stdexcept>
@@ -22,7 +23,7 @@ class Cache {
       throw std::invalid_argument("n_pages is " + std::to_string(n_pages) + "; allowed: 1 to 2^31 positions in all");
     head_bytes_ = page_size / kKeyBlock * kv_block_bytes(type, head_dim);
     // One page more: page n_pages is nobody's and pads short page tables.
-    memory_ = Buffer(2 * n_layers * (n_pages + 1) * page_bytes());
+    memory_ = Buffer((n_pages + 1) * stride());
   }
 
   int64_t n_pages() const { return n_pages_; }
@@ -30,25 +31,21 @@ class Cache {
   int64_t n_layers() const { return n_layers_; }
   int64_t n_kv_heads() const { return n_kv_heads_; }
   int64_t head_dim() const { return head_dim_; }
-  int64_t size() const { return 2 * n_layers_ * n_pages_ * page_bytes(); }
+  int64_t size() const { return n_pages_ * page_bytes(); }
   KvType type() const { return type_; }
 
   KvView view(int64_t layer, int64_t kv_head, const int32_t* pages) const {
-    return {type_, static_cast<int>(head_dim_), static_cast<int>(page_size_), keys(layer) + kv_head * head_bytes_,
-            values(layer) + kv_head * head_bytes_, page_bytes(), page_bytes(), pages};
+    const uint8_t* keys = memory_.data() + (2 * layer * n_kv_heads_ + kv_head) * head_bytes_;
+    return {type_, static_cast<int>(head_dim_), static_cast<int>(page_size_), keys, keys + n_kv_heads_ * head_bytes_, stride(), stride(), pages};
   }
 
-  void copy_page(int64_t from, int64_t to) {
-    for (int64_t layer = 0; layer < n_layers_; ++layer) {
-      std::memcpy(keys(layer) + to * page_bytes(), keys(layer) + from * page_bytes(), page_bytes());
-      std::memcpy(values(layer) + to * page_bytes(), values(layer) + from * page_bytes(), page_bytes());
-    }
-  }
+  void copy_page(int64_t from, int64_t to) { std::memcpy(memory_.data() + to * stride(), memory_.data() + from * stride(), page_bytes()); }
 
  private:
-  int64_t page_bytes() const { return n_kv_heads_ * head_bytes_; }
-  uint8_t* keys(int64_t layer) const { return memory_.data() + 2 * layer * (n_pages_ + 1) * page_bytes(); }
-  uint8_t* values(int64_t layer) const { return keys(layer) + (n_pages_ + 1) * page_bytes(); }
+  int64_t page_bytes() const { return 2 * n_layers_ * n_kv_heads_ * head_bytes_; }
+  // Bytes from a page to the next: a head more, so that a head's blocks in pages side by side do not all fall into
+  // the same sets of a processor's caches where a page is a power of two.
+  int64_t stride() const { return page_bytes() + head_bytes_; }
 
   int64_t n_layers_, n_kv_heads_, head_dim_, n_pages_, page_size_, head_bytes_ = 0;
   KvType type_;

@@ -93,7 +93,7 @@ void ExpertStore::fetch(int64_t layer, int64_t expert) {
       read_.wait(lock, [&] { return e.read[part]; });
     }
     const Matrix& m = *e.matrices[part];
-    pack_rows(m, e.rows[part], place, pool_);
+    pack_rows({{m, e.rows[part], place}}, pool_);
     // The pages stay in the system's cache for as long as it likes, but not in this process.
     advise(e.rows[part], file_size(m), MADV_DONTNEED);
     counts_.bytes_read += file_size(m);

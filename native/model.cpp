@@ -25,29 +25,33 @@ bool any_packed(std::initializer_list<const Matrix*> list) {
 Model::Model(const Config& config, const Kernels& kernels, int n_threads)
     : config_(config), kernels_(kernels), pool_(n_threads), scratch_(n_threads < 1 ? 1 : n_threads) {}
 
-Matrix Model::new_matrix(const std::string& name, Type type, int64_t rows, int64_t cols) const {
-  if (matrices_.count(name)) refuse("weight " + name + " is set twice");
-  Matrix m{type, rows, cols, nullptr};
-  if (!is_float(type) && cols % m.layout().file_block)
-    refuse("weight " + name + " has rows of " + std::to_string(cols) + "; " + m.layout().name + " wants multiples of " +
+Matrix Model::new_matrix(const Weight& w) const {
+  if (matrices_.count(w.name)) refuse("weight " + w.name + " is set twice");
+  Matrix m{w.type, w.n_rows, w.cols, nullptr};
+  if (!is_float(w.type) && w.cols % m.layout().file_block)
+    refuse("weight " + w.name + " has rows of " + std::to_string(w.cols) + "; " + m.layout().name + " wants multiples of " +
            std::to_string(m.layout().file_block));
   return m;
 }
 
-void Model::set_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols) {
-  Matrix m = new_matrix(name, type, rows, cols);
-  uint8_t* place = memory_.room(m.size());
-  pack_rows(m, raw, place, pool_);
-  m.data = place;
-  matrices_[name] = m;
+void Model::set_weights(const std::vector<Weight>& list) {
+  std::vector<Packing> packings;
+  for (const Weight& w : list) {
+    Matrix m = new_matrix(w);
+    uint8_t* place = memory_.room(m.size());
+    m.data = place;
+    matrices_[w.name] = m;
+    packings.push_back({m, w.rows, place});
+  }
+  pack_rows(packings, pool_);
 }
 
 void Model::limit_experts(int64_t budget) { store_ = std::make_unique<ExpertStore>(budget, pool_); }
 
-void Model::leave_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols) {
-  if (!store_) refuse("weight " + name + " cannot stay in its file: experts have no limit");
-  matrices_[name] = new_matrix(name, type, rows, cols);
-  left_[name] = {raw, 0, 0, nullptr};
+void Model::leave_weight(const Weight& w) {
+  if (!store_) refuse("weight " + w.name + " cannot stay in its file: experts have no limit");
+  matrices_[w.name] = new_matrix(w);
+  left_[w.name] = {w.rows, 0, 0, nullptr};
 }
 
 // Experts whose matrices stay in the file become known to the store.

@@ -42,16 +42,24 @@ struct Taps {
   std::function<void(const std::string& name, void* data, const std::vector<int64_t>& shape, bool whole, int sequence)> see;
 };
 
+// GGUF rows of a tensor by its canonical name.
+struct Weight {
+  std::string name;
+  Type type;
+  const uint8_t* rows;
+  int64_t n_rows, cols;
+};
+
 class Model {
  public:
   Model(const Config& config, const Kernels& kernels, int n_threads);
 
-  // Takes GGUF rows of a tensor by its canonical name; they are packed or copied here.
-  void set_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols);
+  // Packs or copies them, all in one round of the threads.
+  void set_weights(const std::vector<Weight>& list);
   // Experts get at most so many bytes of memory; the rows of their matrices, which `leave_weight` takes,
   // stay where they are for as long as the model lives, and are packed when a router chooses them.
   void limit_experts(int64_t budget);
-  void leave_weight(const std::string& name, Type type, const uint8_t* raw, int64_t rows, int64_t cols);
+  void leave_weight(const Weight& w);
   void finish();
   // Tables of n_positions x head_dim / 2.
   void set_rope(const float* cos, const float* sin, int64_t n_positions);
@@ -83,7 +91,7 @@ class Model {
 
   struct Left { const uint8_t* rows; int64_t layer, expert; Matrix* matrix; };  // in its file
 
-  Matrix new_matrix(const std::string& name, Type type, int64_t rows, int64_t cols) const;
+  Matrix new_matrix(const Weight& w) const;
   void leave_experts();
   const Matrix& fetched(const std::string& name);
   const Matrix& matrix(const std::string& name, int64_t rows, int64_t cols) const;

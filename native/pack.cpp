@@ -1,6 +1,8 @@
 // From the bytes of a GGUF row to panels; the reverse of nothing: the file stays as it is.
 #include "pack.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -58,6 +60,9 @@ void read_codes(const uint8_t* row, int64_t b, uint32_t* out) {
       out[v] = (word(low + v * 4) >> (quarter / 2 * 4) & kNibbles) | (word(high + v * 4) >> (quarter * 2) & kThrees) << 4;
   }
 }
+
+// Whether a file's 16 bytes of codes, low halves columns 0..15 and high halves 16..31, are a row's words as a panel has them.
+constexpr bool as_stored(Type t) { return t == Q4_0 || t == Q4_1 || t == IQ4_NL; }
 
 // Puts the 8 words of a row into their places in a packed block of 16 rows.
 template <Codes kind>
@@ -146,9 +151,16 @@ void pack_panels(const Matrix& m, const uint8_t* file_rows, int64_t begin, int64
     const uint8_t* from = file_rows + p * 16 * row_size;
     for (int64_t b = 0; b < m.cols / 32; ++b)
       for (int r = 0; r < rows; ++r) {
-        uint32_t codes[8];
-        read_codes<T>(from + r * row_size, b, codes);
-        place_codes<l.codes>(codes, r, panel + b * l.code_bytes);
+        const uint8_t* row = from + r * row_size;
+        uint8_t* block = panel + b * l.code_bytes;
+        if constexpr (as_stored(T)) {
+          const uint8_t* q = row + (b + 1) * l.file_bytes - 16;
+          for (int v = 0; v < 4; ++v) put(block + r * 4 + v * 64, word(q + v * 4));
+        } else {
+          uint32_t codes[8];
+          read_codes<T>(row, b, codes);
+          place_codes<l.codes>(codes, r, block);
+        }
       }
     uint8_t* scales = panel + m.codes_size();
     for (int64_t s = 0; s < m.cols / l.super; ++s)
@@ -176,6 +188,27 @@ void pack(Matrix m, const uint8_t* file_rows, int64_t begin, int64_t end, uint8_
   }
 }
 
+void pack_rows(const std::vector<Packing>& list, ThreadPool& pool) {
+  constexpr int64_t kPiece = 256 << 10;  // bytes: far more than it costs to take one
+  struct Piece { const Packing* from; int64_t begin, end; };
+  std::vector<Piece> pieces;
+  for (const Packing& p : list) {
+    const bool plain = is_float(p.matrix.type);
+    const int64_t units = plain ? p.matrix.rows : p.matrix.panels();
+    const int64_t each = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, plain ? p.matrix.row_size() : p.matrix.panel_size()));
+    for (int64_t at = 0; at < units; at += each) pieces.push_back({&p, at, std::min(at + each, units)});
+  }
+  std::atomic<size_t> next{0};
+  pool.each([&](int) {
+    for (size_t i = next.fetch_add(1); i < pieces.size(); i = next.fetch_add(1)) {
+      const auto& [p, begin, end] = pieces[i];
+      const int64_t row = p->matrix.row_size();
+      if (is_float(p->matrix.type)) std::memcpy(p->out + begin * row, p->file_rows + begin * row, (end - begin) * row);
+      else pack(p->matrix, p->file_rows, begin, end, p->out);
+    }
+  });
+}
+
 PackedMatrix::PackedMatrix(Type type, int64_t rows, int64_t cols, const uint8_t* file_rows, ThreadPool& pool)
     : view_{type, rows, cols, file_rows} {
   const Layout& l = kLayouts[type];
@@ -184,7 +217,7 @@ PackedMatrix::PackedMatrix(Type type, int64_t rows, int64_t cols, const uint8_t*
   if (is_float(type)) return;
   memory_ = Buffer(view_.size());
   view_.data = memory_.data();
-  pool.split(view_.panels(), [&](int64_t begin, int64_t end, int) { pack(view_, file_rows, begin, end, memory_.data()); });
+  pack_rows({{view_, file_rows, memory_.data()}}, pool);
 }
 
 }  // namespace vitral

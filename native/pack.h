@@ -1,6 +1,6 @@
 // A weight matrix that owns its panels.
 #pragma once
-#include <cstring>
+#include <vector>
 
 #include "memory.h"
 #include "packed.h"
@@ -8,16 +8,16 @@
 
 namespace vitral {
 
-// All rows of a GGUF tensor into `out`, which has m.size() bytes: packed, or copied where the type is a float.
-inline void pack_rows(const Matrix& m, const uint8_t* file_rows, uint8_t* out, ThreadPool& pool) {
-  if (is_float(m.type)) {
-    pool.split(m.rows, [&](int64_t begin, int64_t end, int) {
-      std::memcpy(out + begin * m.row_size(), file_rows + begin * m.row_size(), (end - begin) * m.row_size());
-    });
-  } else {
-    pool.split(m.panels(), [&](int64_t begin, int64_t end, int) { pack(m, file_rows, begin, end, out); });
-  }
-}
+// Rows of a GGUF tensor and the place for them, which has matrix.size() bytes.
+struct Packing {
+  Matrix matrix;
+  const uint8_t* file_rows;
+  uint8_t* out;
+};
+
+// Packs them all, or copies the rows where the type is a float. A thread takes the next piece when it has done one:
+// what else runs on its processor slows no other.
+void pack_rows(const std::vector<Packing>& list, ThreadPool& pool);
 
 // Packs the rows of a GGUF tensor into memory of its own; a float type keeps pointing at the
 // file's rows, which must outlive it.

@@ -37,7 +37,7 @@ class Letters:
 
 @pytest.fixture(autouse=True)
 def letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitral.language_model.tokenizer_of", lambda checkpoint: Letters())
+    monkeypatch.setattr("vitral.loading.tokenizer_of", lambda checkpoint: Letters())
     monkeypatch.setenv("VITRAL_THREADS", "1")
 
 

@@ -118,6 +118,11 @@ nb::ndarray<nb::numpy, float> forward(Door& door, Cache& cache, In<int32_t, 1> i
   return result;
 }
 
+Weight weight_from(const std::string& name, const std::string& type_name, const In<uint8_t, 2>& raw) {
+  const Type type = type_named(type_name);
+  return {name, type, raw.data(), static_cast<int64_t>(raw.shape(0)), columns_of(type, raw.shape(1))};
+}
+
 // Lists of equal length. Python is left alone until all are packed: a thread that asks for it between two
 // weights waits for its turn, some milliseconds each time.
 void set_weights(Door& door, const std::vector<std::string>& names, const std::vector<std::string>& type_names,
@@ -125,16 +130,14 @@ void set_weights(Door& door, const std::vector<std::string>& names, const std::v
   if (type_names.size() != names.size() || raw.size() != names.size()) throw std::invalid_argument("names, types and raw differ in length");
   nb::gil_scoped_release released;
   std::lock_guard<std::mutex> lock(door.mutex);
-  for (size_t i = 0; i < names.size(); ++i) {
-    const Type type = type_named(type_names[i]);
-    door.model.set_weight(names[i], type, raw[i].data(), raw[i].shape(0), columns_of(type, raw[i].shape(1)));
-  }
+  std::vector<Weight> list;
+  for (size_t i = 0; i < names.size(); ++i) list.push_back(weight_from(names[i], type_names[i], raw[i]));
+  door.model.set_weights(list);
 }
 
 void leave_weight(Door& door, const std::string& name, const std::string& type_name, In<uint8_t, 2> raw) {
-  const Type type = type_named(type_name);
   std::lock_guard<std::mutex> lock(door.mutex);
-  door.model.leave_weight(name, type, raw.data(), raw.shape(0), columns_of(type, raw.shape(1)));
+  door.model.leave_weight(weight_from(name, type_name, raw));
   door.left.push_back(std::move(raw));
 }
 
@@ -196,6 +199,8 @@ void set_rope(Door& door, In<float, 2> cos, In<float, 2> sin) {
   const size_t half = door.model.config().head_dim / 2;
   if (cos.shape(1) != half || sin.shape(1) != half || cos.shape(0) != sin.shape(0))
     throw std::invalid_argument("cos and sin must both be (positions, " + std::to_string(half) + ")");
+  nb::gil_scoped_release released;
+  std::lock_guard<std::mutex> lock(door.mutex);
   door.model.set_rope(cos.data(), sin.data(), cos.shape(0));
 }
 

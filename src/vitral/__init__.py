@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitral.completion import Completion
     from vitral.errors import VitralError
-    from vitral.language_model import LanguageModel, load
+    from vitral.language_model import LanguageModel
+    from vitral.loading import load
     from vitral.model.spec import ModelSpec
     from vitral.verdict import Verdict
 
@@ -26,7 +27,7 @@ _HOMES = {
     "ModelSpec": "vitral.model.spec",
     "Verdict": "vitral.verdict",
     "VitralError": "vitral.errors",
-    "load": "vitral.language_model",
+    "load": "vitral.loading",
 }
 
 

@@ -47,7 +47,7 @@ def measure(
     from vitral.engine.memory import PAGE_SIZE
     from vitral.engine.native import native_model
     from vitral.formats.checkpoint import open_checkpoint
-    from vitral.language_model import tokenizer_of
+    from vitral.loading import tokenizer_of
 
     settings = read_settings()
     checkpoint = open_checkpoint(path)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vitral.engine.request import Finished, NewToken, SamplingParams
-from vitral.language_model import LanguageModel, load
+from vitral.language_model import LanguageModel
+from vitral.loading import load
 
 FILE = Path(__file__).with_name("smollm2-135m.json")
 MODEL = "smollm2:135m"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden.questions import QUESTIONS, answers, recorded
-from vitral.language_model import load
+from vitral.loading import load
 from vitral.native import available
 
 

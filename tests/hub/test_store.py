@@ -8,7 +8,8 @@ import pytest
 
 from vitral.errors import HubError, ModelNotFound
 from vitral.hub import at_hand
-from vitral.hub.store import Store, sha256_of
+from vitral.hub.store import Store
+from vitral.provenance.digest import sha256_of
 
 
 def put(store: Store, name: str, content: bytes) -> Path:

@@ -17,7 +17,7 @@ from vitral.engine.interventions import Intervention
 from vitral.engine.request import SamplingParams
 from vitral.errors import RequestError
 from vitral.formats.checkpoint import open_checkpoint
-from vitral.language_model import LanguageModel, of_checkpoint
+from vitral.language_model import LanguageModel
 from vitral.lens import (
     Glass,
     attribute,
@@ -33,6 +33,7 @@ from vitral.lens import (
 from vitral.lens.analysis import Analysis, LawView, analyse
 from vitral.lens.inspect import inspect
 from vitral.lens.light import LightSet
+from vitral.loading import of_checkpoint
 from vitral.model.spec import MoeSpec
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5]

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitral.model.law import F32
-from vitral.model.rope import tables
 from vitral.model.spec import ModelSpec
 from vitral.native import NativeModel
 
@@ -22,7 +21,7 @@ def native_model(
     for name, (type_, rows) in raw.items():
         model.set_weight(name, type_, rows)
     model.finish()
-    model.set_rope(*tables(spec, context, context))
+    model.set_context(context)
     return model
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.perplexity import ALLOWED, cut
 from benchmarks.record import RESULTS
-from vitral.language_model import load
+from vitral.loading import load
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitral.language_model import LanguageModel, load
+from vitral.language_model import LanguageModel
+from vitral.loading import load
 from vitral.native import available
 
 

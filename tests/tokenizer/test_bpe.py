@@ -137,7 +137,7 @@ def test_merges_and_pre_tokeniser_count_in_the_digest(small: tuple[list[str], li
         ({"token_type": [1, 2]}, "equally many"),
         ({"token_type": [9] * (N_MERGES + 258)}, "type 9"),
         ({"merges": ["a b c"]}, "not two pieces"),
-        ({"merges": ["q zzzz"]}, "refuses the vocabulary"),
+        ({"merges": ["q zzzz"]}, "no piece of the vocabulary"),
         ({"merges": [1]}, "list of str"),
         ({"bos_token_id": 10**6}, "bos id is 1000000"),
         ({"bos_token_id": "1"}, "whole number"),
@@ -280,3 +280,34 @@ def test_a_wrong_tokenizer_json_is_a_typed_error(
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition), "utf-8")
     with pytest.raises(TokenizerError, match=message):
         from_path(tmp_path)
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "smollm"])  # the first looks whole words up
+def test_a_part_of_the_vocabulary_gives_the_ids_of_the_whole(
+    pre: str, small: tuple[list[str], list[str]], lines: list[str]
+) -> None:
+    given = metadata(*small, pre, add_bos_token=False)
+    texts = [line[:200] for line in lines[1:400:29]] + ["", " ", "\U0001f600 ol\u00e1", "aaaa aaa", "<|im_end|>"]
+    whole = from_gguf(given)
+    for _ in range(20):
+        whole.encode("a few texts, after which the library has read it all")
+    assert "_main" in vars(whole.codec)
+    for text in texts:
+        part = from_gguf(given)
+        assert part.encode(text) == whole.encode(text)
+        assert "_main" not in vars(part.codec)
+
+
+def test_a_text_inside_of_the_last_one_needs_no_part_of_its_own(small: tuple[list[str], list[str]]) -> None:
+    tokenizer = from_gguf(metadata(*small, "smollm", add_bos_token=False))
+    first = tokenizer.encode("one two\n")
+    part = vars(tokenizer.codec)["_part"]
+    assert tokenizer.decode(first) == "one two\n"
+    assert tokenizer.decode(tokenizer.encode("two")) == "two"
+    assert vars(tokenizer.codec)["_part"] is part
+
+
+def test_a_merge_of_what_is_no_piece_is_refused(small: tuple[list[str], list[str]]) -> None:
+    pieces, merges = small
+    with pytest.raises(TokenizerError, match="'unheard'"):
+        from_gguf(metadata(pieces, [*merges, "unheard of"], "smollm"))

@@ -72,7 +72,7 @@ def write(
     from vitral.formats.convert import TokenizerFiles
     from vitral.formats.convert import convert as convert_file
     from vitral.formats.quants import TYPES
-    from vitral.language_model import tokenizer_of
+    from vitral.loading import tokenizer_of
     from vitral.provenance.lineage import lineage_metadata
     from vitral.tokenizer.export import to_files, to_gguf
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,7 @@ def run(
     With --prompt, or without a terminal, one answer goes to standard output; the question may come on
     standard input. Defaults are greedy: the same question gives the same answer.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # unused here, they would spin for 0.1 s once NumPy is read
     import vitral
     from vitral.settings import size_of
 

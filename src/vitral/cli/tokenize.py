@@ -27,7 +27,7 @@ def tokenize(
     """
     from vitral import hub
     from vitral.formats.checkpoint import open_checkpoint
-    from vitral.language_model import tokenizer_of
+    from vitral.loading import tokenizer_of
 
     tokenizer = tokenizer_of(open_checkpoint(hub.admitted(model)))
     text = sys.stdin.read() if text is None else text

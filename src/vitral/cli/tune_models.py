@@ -101,7 +101,7 @@ def upcycle(
     In Mixtral's layout; with --dense in one of ours, which no other program reads.
     """
     need_torch()
-    from vitral.language_model import tokenizer_of
+    from vitral.loading import tokenizer_of
     from vitral.tune.forward import load_model
     from vitral.tune.upcycle import averaged, routers_from_data, routing_information
     from vitral.tune.upcycle import upcycle as mix
@@ -163,7 +163,7 @@ def _open(name: str) -> Checkpoint:
 
 
 def _same_tokenizer(models: list[Checkpoint]) -> None:
-    from vitral.language_model import tokenizer_of
+    from vitral.loading import tokenizer_of
 
     digests = [tokenizer_of(model).digest for model in models]
     for model, digest in zip(models, digests, strict=True):

@@ -16,17 +16,14 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitral.engine import sampler
-from vitral.engine.adapters import LoadedAdapter
 from vitral.engine.blocks import PageAllocator
 from vitral.engine.forward import Batch, Forward, ShowsTaps, assemble
-from vitral.engine.interventions import Intervention, digest
-from vitral.engine.observe import OnValue, StepTaps, TapPlan, Watch
 from vitral.engine.prefix import PrefixCache
 from vitral.engine.request import (
     Event,
@@ -43,6 +40,11 @@ from vitral.engine.request import (
 from vitral.engine.scheduler import Chunk, Scheduler
 from vitral.errors import ContextOverflow, RequestError, SettingsError, VitralError
 from vitral.model.law import F32
+
+if TYPE_CHECKING:
+    from vitral.engine.adapters import LoadedAdapter
+    from vitral.engine.interventions import Intervention
+    from vitral.engine.observe import OnValue, StepTaps, TapPlan, Watch
 
 __all__ = ["Answer", "Engine"]
 
@@ -202,6 +204,9 @@ class Engine:
             return None, salt
         if not isinstance(self._forward, ShowsTaps):
             raise RequestError("this model shows no values: it is not the native one")
+        from vitral.engine.interventions import digest  # only who looks inside needs them
+        from vitral.engine.observe import TapPlan
+
         plan = TapPlan.of(self._forward.spec, watch, interventions, on_value)
         if interventions:
             salt = hashlib.sha256(salt + b"\0interventions\0" + digest(interventions).encode()).digest()
@@ -353,6 +358,8 @@ class Engine:
         wants_hidden = any(chunk.request.on_hidden is not None for chunk in chunks)
         if any(chunk.request.tap_plan is not None for chunk in chunks):
             assert isinstance(self._forward, ShowsTaps), "no request has a tap plan without it"
+            from vitral.engine.observe import StepTaps
+
             taps = StepTaps(chunks, self._forward.head_result)
             hidden: list[F32] = []
 

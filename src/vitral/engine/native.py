@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,11 @@ from vitral.engine.forward import Batch
 from vitral.errors import HardwareError, RequestError
 from vitral.formats.bounds import is_mapped, let_go
 from vitral.formats.weights import Tensor, Weights
-from vitral.model import rope
 from vitral.model.law import F32, LowRank
 from vitral.model.spec import ModelSpec
 from vitral.native import Cache, NativeModel, Packed, matmul, pack
 
-__all__ = ["NativeForward", "native_model"]
-
+__all__ = ["NativeForward", "native_model", "start_packing"]
 
 _TOGETHER = 64 << 20  # bytes of weights that are packed at once and let go of together
 
@@ -125,36 +125,78 @@ def native_model(
     context_length: int,
     expert_bytes: int | None = None,
 ) -> NativeModel:
-    """Pack every tensor for this CPU; all are consumed. Rotary tables reach `context_length` positions.
+    """Pack every tensor for this CPU; all are consumed. Positions below `context_length` can be computed.
 
     With `expert_bytes` experts stay in their file, and at most so many bytes of them are in memory: those that
     routers chose of late. That changes no bit. HardwareError where the file does not hold them as they are used.
     """
+    packing = start_packing(
+        spec, weights, threads=threads, isa=isa, context_length=context_length, expert_bytes=expert_bytes
+    )
+    return packing.result()
+
+
+def start_packing(
+    spec: ModelSpec,
+    weights: Weights,
+    *,
+    threads: int,
+    isa: str,
+    context_length: int,
+    expert_bytes: int | None = None,
+) -> Future[NativeModel]:
+    """What `native_model` gives, packed while Python goes on: of a small model all that is left to do here is little."""
     model = NativeModel(spec, threads, isa, expert_bytes)
-    some: list[tuple[str, str, NDArray[np.uint8]]] = []
+    model.set_context(context_length)
+    beside = ThreadPoolExecutor(1)
+    groups: deque[Future[None]] = deque()
+    for group in _groups(model, weights, expert_bytes is not None):
+        groups.append(beside.submit(_pack, model, group))
+        if len(groups) > 2:
+            groups.popleft().result()  # few are in memory twice
+    weights.finish()
 
-    def pack() -> None:
-        model.set_weights(some)
-        for _, _, raw in some:
-            let_go(raw)
-        some.clear()
+    def finish() -> NativeModel:
+        for packed in groups:
+            packed.result()
+        model.finish()
+        return model
 
+    done = beside.submit(finish)
+    beside.shutdown(wait=False)
+    return done
+
+
+Rows = tuple[str, str, NDArray[np.uint8]]
+"""A tensor's name, its type and its GGUF rows."""
+
+
+def _groups(model: NativeModel, weights: Weights, leave_experts: bool) -> Iterator[list[Rows]]:
+    """What is to be packed, so much together that a thread is busy for a while."""
+    group: list[Rows] = []
+    n_bytes = 0
     for name in weights:
         tensor = weights.take(name)
-        if expert_bytes is not None and ".experts." in name:
+        if leave_experts and ".experts." in name:
             model.leave_weight(name, tensor.type.name, _in_place(tensor))
-        elif len(tensor.shape) == 1 or name.endswith(".router.weight"):  # always float32 by the law
+            continue
+        if len(tensor.shape) == 1 or name.endswith(".router.weight"):  # always float32 by the law
             rows = tensor.dequantize().reshape(tensor.raw().shape[0], -1)
-            some.append((name, "F32", np.ascontiguousarray(rows).view(np.uint8)))
+            group.append((name, "F32", np.ascontiguousarray(rows).view(np.uint8)))
         else:
-            some.append((name, tensor.type.name, tensor.raw()))
-        if sum(raw.nbytes for _, _, raw in some) >= _TOGETHER:
-            pack()
-    pack()
-    weights.finish()
-    model.finish()
-    model.set_rope(*rope.tables(spec, context_length, context_length))
-    return model
+            group.append((name, tensor.type.name, tensor.raw()))
+        n_bytes += group[-1][2].nbytes
+        if n_bytes >= _TOGETHER:
+            yield group
+            group, n_bytes = [], 0
+    if group:
+        yield group
+
+
+def _pack(model: NativeModel, group: list[Rows]) -> None:
+    model.set_weights(group)
+    for _, _, raw in group:
+        let_go(raw)
 
 
 def _in_place(tensor: Tensor) -> NDArray[np.uint8]:

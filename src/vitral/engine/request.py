@@ -7,16 +7,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitral.engine.adapters import LoadedAdapter
-from vitral.engine.observe import TapPlan
 from vitral.engine.speculative import PromptLookup
 from vitral.errors import RequestError, VitralError
 from vitral.model.law import F32
+
+if TYPE_CHECKING:
+    from vitral.engine.adapters import LoadedAdapter
+    from vitral.engine.observe import TapPlan
 
 __all__ = [
     "MOST_LOGPROBS",

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vitral.errors import FormatError, TruncatedFile
-from vitral.native import read_texts
+from vitral.native import Texts, read_texts
 
 __all__ = ["LARGEST_ELEMENTS", "Cursor", "is_mapped", "let_go", "map_file", "nearest", "product"]
 
@@ -143,8 +143,12 @@ class Cursor:
 
     def number(self, code: str, what: str = "a number") -> Any:
         """One number of a struct code, such as "I" for an unsigned 32-bit one."""
-        form = "<" + code
-        return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
+        return self.struct(code, what)[0]
+
+    def struct(self, codes: str, what: str) -> tuple[Any, ...]:
+        """Numbers one after the other by their struct codes, such as "2QI"."""
+        form = "<" + codes
+        return struct.unpack(form, self.take(struct.calcsize(form), what))
 
     def numbers(self, dtype: DTypeLike, count: int, what: str) -> NDArray[Any]:
         """An array of `count` numbers, a view of the buffer."""
@@ -158,7 +162,7 @@ class Cursor:
             raise self.wrong(f"{what} has {length} bytes; at most {longest} are allowed")
         return self._decoded(self.take(length, what), what)
 
-    def texts(self, what: str, count: int, longest: int) -> list[str]:
+    def texts(self, what: str, count: int, longest: int) -> Texts:
         """`count` strings as `text` reads one, which have at most `longest` bytes together."""
         if count > self.left // _LENGTH:
             raise TruncatedFile(f"{self.source} at byte {self.at}: {what} claims {count} strings in {self.left} bytes")

@@ -11,12 +11,8 @@ from vitral.formats.canonical import Checkpoint, canonical
 from vitral.formats.detect import find
 from vitral.formats.dialect_gguf import spec_from_gguf
 from vitral.formats.gguf import GgufFile, GgufTensor
-from vitral.formats.huggingface import open_huggingface
-from vitral.formats.llama2c import open_llama2c
 from vitral.formats.mapping import canonical_from_gguf, is_ignored
-from vitral.formats.meta import open_meta
 from vitral.formats.metadata_text import first_text
-from vitral.formats.mistral import open_mistral
 from vitral.formats.weights import Tensor
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_gguf"]
@@ -33,13 +29,22 @@ def open_checkpoint(path: Path, read: Mapping[Path, GgufFile] = MappingProxyType
     found = find(path)
     if found.layout == "gguf":
         return open_gguf(found.files[0], read)
+    # Who opens a GGUF file, which has all in one, reads none of what follows.
     if found.layout == "llama2c":
+        from vitral.formats.llama2c import open_llama2c
+
         return open_llama2c(found.files[0])
     assert found.config is not None, "every other layout has a configuration"
     if found.layout == "meta":
+        from vitral.formats.meta import open_meta
+
         return open_meta(path, found.config, found.files)
     if found.layout == "mistral":
+        from vitral.formats.mistral import open_mistral
+
         return open_mistral(path, found.config, found.files)
+    from vitral.formats.huggingface import open_huggingface
+
     return open_huggingface(path, found.config, found.files, found.index)
 
 

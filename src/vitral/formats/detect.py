@@ -16,8 +16,6 @@ from vitral.errors import FormatError, ModelNotFound
 from vitral.formats.gguf import read_gguf
 from vitral.formats.json_text import read_object
 from vitral.formats.mapping import canonical_from_hf, canonical_from_meta
-from vitral.formats.pickle import read_torch
-from vitral.formats.safetensors import read_safetensors, shard_names
 from vitral.formats.sniff import Kind, explain, kind_of
 
 __all__ = ["Found", "Layout", "detect", "find"]
@@ -103,6 +101,8 @@ def _in_folder(folder: Path) -> list[Found]:
 
 
 def _huggingface(folder: Path, configs: dict[str, list[Path]], tensors: Sequence[Path]) -> list[Found]:
+    from vitral.formats.safetensors import shard_names  # here and below: a GGUF file needs none of it
+
     config = _only(folder, configs["config"], "config.json")
     indexes = [file for file in configs["index"] if _lists_safetensors(file)]
     if indexes:
@@ -159,6 +159,8 @@ def _role_of(content: dict[str, Any]) -> str | None:
 
 
 def _lists_safetensors(index: Path) -> bool:
+    from vitral.formats.safetensors import shard_names
+
     files = [index.parent / name for name in sorted(set(shard_names(index).values()))]
     return any(file.is_file() and kind_of(file) in ("safetensors", "lfs pointer") for file in files) or not any(
         file.is_file() for file in files
@@ -167,6 +169,9 @@ def _lists_safetensors(index: Path) -> bool:
 
 def _dialect(file: Path) -> str:
     """Whose names the tensors of a file have: "meta" (Mistral's are the same), or "hf" and all others."""
+    from vitral.formats.pickle import read_torch
+    from vitral.formats.safetensors import read_safetensors
+
     names = read_torch(file).tensors if kind_of(file) == "torch" else read_safetensors(file)
     ours = sum(canonical_from_hf(name) is not None for name in names)
     metas = sum(canonical_from_meta(name) is not None for name in names)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from vitral.errors import FormatError, TruncatedFile, UnsupportedType
 from vitral.formats.bounds import LARGEST_ELEMENTS, Cursor, map_file, product
 from vitral.formats.quants import BY_GGML_ID, TypeInfo
+from vitral.native import Texts
 
 __all__ = ["ARRAY", "BOOL", "LARGEST_ALIGNMENT", "LONGEST_NAME", "MAGIC", "SCALARS", "STRING"]
 __all__ += ["GgufFile", "GgufTensor", "read_gguf"]
@@ -32,6 +33,7 @@ _HEADER_BYTES = 24
 _MOST_KEYS = 1 << 14
 _MOST_TENSORS = 1 << 14
 _MOST_STRINGS = 1 << 21
+_MOST_LISTED = 1 << 10  # strings of an array; those of a vocabulary become objects when they are asked for
 _MOST_TEXT_BYTES = 1 << 25
 LONGEST_NAME = 1 << 10
 LARGEST_ALIGNMENT = 1 << 16
@@ -59,8 +61,8 @@ class GgufTensor:
 class GgufFile:
     """What a GGUF file, or a set of split ones, holds.
 
-    `metadata` has plain values: int, float, bool, str, list[str], and NumPy arrays for arrays of
-    numbers. `types` keeps the value type of each key by its number in GGUF.
+    `metadata` has plain values: int, float, bool, str, list[str] (`Texts` where there are over a thousand), and NumPy
+    arrays for arrays of numbers. `types` keeps the value type of each key by its number in GGUF.
     """
 
     paths: tuple[Path, ...]
@@ -165,8 +167,8 @@ class _Reader(Cursor):
             return bool(self.truths(1, what)[0])
         return self.number(SCALARS[kind], what)
 
-    def array(self, kind: int, count: int, key: str) -> list[str] | NDArray[Any]:
-        """Strings as a list, numbers as an array that is a view of the file."""
+    def array(self, kind: int, count: int, key: str) -> list[str] | Texts | NDArray[Any]:
+        """Strings as a list, or as Texts where they are many; numbers as an array that is a view of the file."""
         what = f"the array {key!r}"
         if kind == STRING:
             if count > self.strings_left:
@@ -175,7 +177,7 @@ class _Reader(Cursor):
             strings = self.texts(what, count, self.text_left)
             self.strings_left -= count
             self.text_left -= self.at - before - 8 * count
-            return strings
+            return strings.tolist() if count <= _MOST_LISTED else strings
         if kind not in SCALARS:
             raise self.wrong(f"{what} is of value type {kind}; allowed: numbers, booleans and strings, none nested")
         if kind == BOOL:
@@ -200,8 +202,8 @@ class _Reader(Cursor):
         n_dims = self.number("I", what)
         if not 1 <= n_dims <= 4:
             raise self.wrong(f"tensor {name!r} has {n_dims} dimensions; allowed: 1 to 4")
-        shape = tuple(self.number("Q", what) for _ in range(n_dims))[::-1]
-        kind, offset = self.number("I", what), self.number("Q", what)
+        *dims, kind, offset = self.struct(f"{n_dims}QIQ", what)
+        shape = tuple(dims)[::-1]
         if kind not in BY_GGML_ID:
             known = ", ".join(f"{info.name} ({info.ggml_id})" for info in BY_GGML_ID.values())
             raise UnsupportedType(

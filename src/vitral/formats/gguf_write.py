@@ -22,6 +22,7 @@ from vitral.errors import FormatError
 from vitral.formats.bounds import product
 from vitral.formats.gguf import ARRAY, BOOL, LARGEST_ALIGNMENT, LONGEST_NAME, MAGIC, SCALARS, STRING
 from vitral.formats.quants import TypeInfo
+from vitral.native import Texts
 
 __all__ = ["TensorToWrite", "write_gguf"]
 
@@ -192,7 +193,7 @@ def _value(key: str, value: Any) -> bytes:
     """Type number and bytes of a metadata value."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _string(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | Texts):
         if not all(isinstance(item, str) for item in value):
             raise FormatError(f"metadata {key!r} is a list that is not all strings; give numbers as a NumPy array")
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(_string(item) for item in value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitral.hub.remote import Progress, fetch, short_names
 from vitral.hub.store import Entry, Store
 from vitral.settings import read_settings
 
 if TYPE_CHECKING:
     from vitral.formats.canonical import Checkpoint
+    from vitral.hub.remote import Progress
     from vitral.provenance.scan import Scan
 
 __all__ = ["Entry", "Store", "admitted", "at_hand", "open_admitted", "pull", "resolve", "short_names", "store"]
@@ -27,7 +27,18 @@ def pull(name: str, progress: Progress = lambda line: None) -> Path:
     Raises ModelNotFound, DigestMismatch, or HubError where it cannot be fetched.
     """
     here = store()
-    return here.path(name) or fetch(here, name, progress)
+    if (path := here.path(name)) is not None:
+        return path
+    from vitral.hub.remote import fetch  # what is here needs no network
+
+    return fetch(here, name, progress)
+
+
+def short_names() -> dict[str, str]:
+    """Every short name and what it is."""
+    from vitral.hub import remote
+
+    return remote.short_names()
 
 
 def at_hand(name: str) -> Path | None:

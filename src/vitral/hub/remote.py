@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from vitral.errors import DigestMismatch, HubError, ModelNotFound
-from vitral.hub.store import Store, sha256_of
+from vitral.hub.store import Store
+from vitral.provenance.digest import sha256_of
 
 __all__ = ["Progress", "fetch", "short_names"]
 

@@ -19,9 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vitral.errors import HubError, ModelNotFound
-from vitral.provenance.digest import sha256_of
 
-__all__ = ["Entry", "Store", "sha256_of"]
+__all__ = ["Entry", "Store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +79,8 @@ class Store:
 
     def add(self, name: str, staged: Path, main: str, source: str) -> Path:
         """Give a folder of complete files its place and its name; returns what to open."""
+        from vitral.provenance.digest import sha256_of
+
         files = {str(p.relative_to(staged)): p for p in sorted(staged.rglob("*")) if p.is_file()}
         digests = {file: sha256_of(path) for file, path in files.items()}
         n_bytes = sum(path.stat().st_size for path in files.values())

@@ -22,7 +22,6 @@ from vitral.errors import ContextOverflow, RequestError
 from vitral.formats.weights import Weights
 from vitral.lens.results import result_names
 from vitral.lens.weights import WeightView
-from vitral.model import rope
 from vitral.model.law import F32, KV_DEFAULT
 from vitral.model.spec import ModelSpec
 from vitral.model.taps import RESULT, is_attention, taps
@@ -135,10 +134,9 @@ class Glass:
         pages = -(-max(n_tokens, min(_ROOM, spec.max_context)) // PAGE_SIZE)
         if self._forward is None:
             tensors = Weights(spec, dict(self.weights.tensors.tensors))  # packing counts what it takes
-            model = native_model(spec, tensors, threads=self._threads, isa=self._isa, context_length=1)
+            model = native_model(spec, tensors, threads=self._threads, isa=self._isa, context_length=spec.max_context)
         else:
             model = self._forward.model
-        model.set_rope(*rope.tables(spec, pages * PAGE_SIZE, spec.max_context))
         self._forward = NativeForward(model, model.new_cache(pages, PAGE_SIZE, KV_DEFAULT), spec.vocab_size)
         return self._forward
 
@@ -147,7 +145,7 @@ def open_glass(path_or_name: str | Path, threads: int | None = None) -> Glass:
     """Open a model by path, short name or `hf:owner/name`, past the same scan as `vitral.load`."""
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.hub import admitted
-    from vitral.language_model import tokenizer_of
+    from vitral.loading import tokenizer_of
 
     checkpoint = open_checkpoint(admitted(str(path_or_name)))
     return Glass(checkpoint.spec, checkpoint.weights, tokenizer_of(checkpoint), threads)

@@ -62,7 +62,7 @@ def load_without(
     """Like `vitral.load`, with (layer, head) and (layer, expert) silenced: `without`, in the engine."""
     from vitral.formats.checkpoint import open_checkpoint
     from vitral.hub import resolve
-    from vitral.language_model import of_checkpoint
+    from vitral.loading import of_checkpoint
     from vitral.provenance.gate import admit
     from vitral.settings import read_settings
 

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 __all__ = ["frequencies", "rotate", "tables"]
 
+_AT_ONCE = 256  # positions whose angles stay in a processor's cache
+
 
 def frequencies(rope: RopeSpec, head_dim: int, context_length: int) -> NDArray[np.float64]:
     """Radians per position of each pair, (D / 2,).
@@ -48,9 +50,14 @@ def frequencies(rope: RopeSpec, head_dim: int, context_length: int) -> NDArray[n
 def tables(spec: ModelSpec, n_positions: int, context_length: int) -> tuple[F32, F32]:
     """Cosines and sines, each (n_positions, D / 2); yarn's attention factor is in both."""
     turns = frequencies(spec.rope, spec.head_dim, context_length)
-    cos, sin = _cos_sin(np.arange(n_positions, dtype=np.float64)[:, None] * turns)
     size = spec.rope.attention_factor or 1.0
-    return (cos * size).astype(np.float32), (sin * size).astype(np.float32)
+    cos = np.empty((n_positions, len(turns)), np.float32)
+    sin = np.empty_like(cos)
+    for start in range(0, n_positions, _AT_ONCE):
+        some = slice(start, min(start + _AT_ONCE, n_positions))
+        c, s = _cos_sin(np.arange(some.start, some.stop, dtype=np.float64)[:, None] * turns)
+        cos[some], sin[some] = c * size, s * size
+    return cos, sin
 
 
 def rotate(x: F32, cos: F32, sin: F32) -> F32:

@@ -9,14 +9,16 @@ from vitral.native.features import InstructionSet, available, choose, instructio
 from vitral.native.kernels import Packed, matmul, pack, quantise_rows, rows_of, unpack
 from vitral.native.model import Cache, ExpertCounts, NativeModel, argmax, top_n, top_rows
 from vitral.native.selftest import self_test
-from vitral.native.texts import read_texts
+from vitral.native.texts import Merges, Texts, read_texts, texts_of
 
 __all__ = [
     "Cache",
     "ExpertCounts",
     "InstructionSet",
+    "Merges",
     "NativeModel",
     "Packed",
+    "Texts",
     "argmax",
     "available",
     "choose",
@@ -27,6 +29,7 @@ __all__ = [
     "read_texts",
     "rows_of",
     "self_test",
+    "texts_of",
     "top_n",
     "top_rows",
     "unpack",

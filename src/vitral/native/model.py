@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitral.model import rope
 from vitral.model.law import F32, LowRank
 from vitral.model.spec import ModelSpec
 from vitral.native import _core
@@ -21,6 +22,8 @@ OnTap = Callable[[str, NDArray[np.generic], int], None]
 """Sees (name, array, sequence) and may write to the array; sequence is -1 where the rows are all tokens'."""
 
 I32 = NDArray[np.int32]
+
+_ROTATED_AT_ONCE = 1024  # positions: few sessions come near the end of their context
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class NativeModel:
             "tied_embeddings": spec.tied_embeddings,
         }
         self.spec = spec
+        self._context_length = self._n_rotated = 0
         self._model = _core.Model(config, isa, threads)
         if expert_bytes is not None:
             self._model.limit_experts(expert_bytes)
@@ -105,9 +109,16 @@ class NativeModel:
         """All weights are set; ValueError names one that is missing, left over or of a wrong shape."""
         self._model.finish()
 
-    def set_rope(self, cos: F32, sin: F32) -> None:
-        """Rotary tables (positions, D / 2); positions beyond them are refused."""
-        self._model.set_rope(np.ascontiguousarray(cos), np.ascontiguousarray(sin))
+    def set_context(self, context_length: int) -> None:
+        """How many positions `forward` takes, and what a scaling that goes by the length of the context goes by."""
+        self._context_length, self._n_rotated = context_length, 0
+        self._rotate(0)
+
+    def _rotate(self, position: int) -> None:
+        """Rotary tables up to a position; twice as far where they were too short, at most to the end of the context."""
+        n = min(max(2 * position, _ROTATED_AT_ONCE), self._context_length)
+        self._model.set_rope(*rope.tables(self.spec, n, self._context_length))
+        self._n_rotated = n
 
     def new_cache(self, n_pages: int, page_size: int, kv_type: str) -> Cache:
         """A cache of `n_pages` pages of `page_size` positions (a multiple of 16; of 32 as "bf16" and "q8_0"), of a type of `law.KV_TYPES`."""
@@ -136,6 +147,8 @@ class NativeModel:
         the others go the faster way, to the same bits. With `later` it is shown copies in the same order, when the
         step is done or 16 MB have come together: faster where nobody writes.
         """
+        if len(positions) and self._n_rotated < min(n := int(positions.max()) + 1, self._context_length):
+            self._rotate(n)
         seen = list(range(len(page_table))) if attention_of is None else list(attention_of)
         which = np.empty(0, np.int32) if adapters is None else adapters
         return self._model.forward(

@@ -6,9 +6,7 @@ import logging
 from pathlib import Path
 
 from vitral.errors import SignatureError, UnsafeFile
-from vitral.provenance.accepted import acceptances, waived
 from vitral.provenance.scan import Scan, scan
-from vitral.provenance.signature import verify
 
 __all__ = ["admit"]
 
@@ -22,6 +20,8 @@ def admit(path: Path, home: Path, verify_key: Path | None = None) -> Scan:
     UnsafeFile for what a scan refuses and nobody accepted. What was accepted is logged as a warning.
     """
     if verify_key is not None:
+        from vitral.provenance.signature import verify
+
         verdict = verify(path, verify_key)
         if not verdict:
             raise SignatureError(f"{path} is not what was signed: {'; '.join(verdict.reasons)}")
@@ -29,6 +29,8 @@ def admit(path: Path, home: Path, verify_key: Path | None = None) -> Scan:
     found = done.of("refused")
     if not found:
         return done
+    from vitral.provenance.accepted import acceptances, waived
+
     records = acceptances(home)
     for finding in found:
         record = waived(finding, records)

@@ -6,8 +6,7 @@ in their sandbox. What a file may hold is listed and everything else is refused 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +15,7 @@ from typing import Any
 from vitral.errors import FormatError, ModelNotFound, UnsupportedType, VitralError
 from vitral.formats.gguf import GgufFile
 from vitral.formats.sniff import kind_of
-from vitral.provenance.digest import sha256_of
 from vitral.provenance.findings import Finding, note, person, refused
-from vitral.provenance.scan_archive import PACKED, hidden_archive, scan_tar, scan_zip
-from vitral.provenance.scan_config import YAML, scan_yaml
 from vitral.provenance.scan_content import (
     READ_BY_US,
     Content,
@@ -27,8 +23,7 @@ from vitral.provenance.scan_content import (
     read_json_content,
     read_safetensors_content,
 )
-from vitral.provenance.scan_names import scan_name, walk
-from vitral.provenance.scan_pickle import looks_like_pickle, scan_numpy, scan_pickle, scan_torch
+from vitral.provenance.scan_names import hidden_archive, scan_name, walk
 from vitral.provenance.scan_probes import probe
 from vitral.provenance.scan_template import Capabilities, capabilities, scan_tree
 from vitral.verdict import Verdict
@@ -36,10 +31,6 @@ from vitral.verdict import Verdict
 __all__ = ["Scan", "scan"]
 
 _HEAD = 1 << 14
-_LARGEST_TEXT_PROBE = 1 << 20
-_KNOWN_BINARIES = {
-    b"\x89PNG": "picture", b"\xff\xd8\xff": "picture", b"GIF8": "picture", b"RIFF": "media", b"%PDF": "document",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,65 +121,17 @@ def _scan_file(path: Path, name: str, files: dict[str, str], content: Content) -
         yield from read_gguf_content(path, name, content)
     elif kind == "safetensors":
         yield from read_safetensors_content(path, name)
-    elif kind == "torch":
-        yield from _zip(path, name, files)
-    elif kind == "pickle":
-        yield from scan_pickle(path, name)
     elif kind in ("json", "text") and path.suffix in (".jinja", ".jinja2"):  # "{%" begins like JSON
         files[name] = "template"
         content.templates["default" if path.stem == "chat_template" else path.stem] = path.read_text("utf-8", "replace")
     elif kind == "json" or (kind == "text" and path.name in READ_BY_US):
         yield from read_json_content(path, name, content)
-    elif kind in ("text", "unknown"):
-        files[name] = yield from _other(path, name, head, kind, content)
+    elif kind in ("torch", "pickle", "text", "unknown"):
+        from vitral.provenance.scan_other import scan_other  # a GGUF file needs none of the readers there
+
+        files[name] = yield from scan_other(path, name, head, kind)
     elif kind in ("lfs pointer", "web page", "empty"):
         yield note(name, "no-content", f"{kind}; download it again if it should be more")
-
-
-def _zip(path: Path, name: str, files: dict[str, str]) -> Iterator[Finding]:
-    with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - (1 << 20)))
-        torch = b"data.pkl" in stream.read()  # in the directory at the end
-    if torch:
-        yield from scan_torch(path, name)
-    else:
-        files[name] = "zip"
-        yield from scan_zip(path, name)
-
-
-def _other(path: Path, name: str, head: bytes, kind: str, content: Content) -> Generator[Finding, None, str]:
-    """Text, and binaries that are no model; gives the kind."""
-    packed = next((what for magic, what in PACKED.items() if head.startswith(magic)), None)
-    if packed is not None:
-        yield refused(name, "packed", f"{packed}: what is in it cannot be seen; unpack it and scan what comes out")
-        return packed
-    if head.startswith(b"\x93NUMPY"):
-        yield from scan_numpy(path, name)
-        return "numpy"
-    if head[257:262] == b"ustar":
-        yield from scan_tar(path, name)
-        return "tar"
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        yield refused(name, "keras", "HDF5: Keras models of this kind may carry code; take safetensors or GGUF")
-        return "hdf5"
-    if looks_like_pickle(head if len(head) < _HEAD else path.read_bytes()[:_LARGEST_TEXT_PROBE]):
-        yield refused(name, "pickle-code", "a pickle that looks names up; it begins like text to get past a scanner")
-        return "pickle"
-    if kind == "text":
-        if path.suffix.lower() in YAML:
-            with path.open("rb") as stream:
-                yield from scan_yaml(stream.read(_LARGEST_TEXT_PROBE), name)
-        return "text"
-    known = next((what for magic, what in _KNOWN_BINARIES.items() if head.startswith(magic)), None)
-    if known is None and not _is_vocabulary(path):
-        yield person(name, "unknown", "no kind of file that is known here")
-    return known or kind
-
-
-def _is_vocabulary(path: Path) -> bool:
-    from vitral.tokenizer.load import looks_like_vocabulary
-
-    return path.stat().st_size <= 64 << 20 and looks_like_vocabulary(path.read_bytes())
 
 
 def _judge_templates(file: str, content: Content) -> Iterator[Finding]:
@@ -208,6 +151,8 @@ def _judged(source: str) -> tuple[Finding, ...]:
 
 def _compared(ours: dict[str, Content], theirs: dict[str, Content]) -> Iterator[Finding]:
     """Differences from the model that this one says it comes from."""
+    import difflib
+
     base = {name: source for content in theirs.values() for name, source in content.templates.items()}
     tokens = {text for content in theirs.values() for _, text, _ in content.added_tokens}
     for file, content in ours.items():
@@ -240,6 +185,8 @@ def _with_digest(root: Path, finding: Finding) -> Finding:
     path = root / file if root.is_dir() else root
     if not path.is_file():  # a pipe would keep us waiting
         return finding
+    from vitral.provenance.digest import sha256_of
+
     try:
         return replace(finding, sha256=sha256_of(path))
     except (OSError, FormatError):

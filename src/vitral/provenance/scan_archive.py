@@ -9,13 +9,12 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from vitral.formats.bounds import map_file
 from vitral.provenance.findings import Finding, person, refused, shown
 from vitral.provenance.scan_config import YAML, scan_yaml
 from vitral.provenance.scan_names import program_kind
 from vitral.provenance.scan_pickle import check_pickle, looks_like_pickle
 
-__all__ = ["PACKED", "hidden_archive", "scan_tar", "scan_zip"]
+__all__ = ["PACKED", "scan_tar", "scan_zip"]
 
 # Compressed streams by their first bytes: what is in them nobody sees who does not unpack them.
 PACKED = {
@@ -120,11 +119,3 @@ def _pickled(file: str, name: str, head: bytes) -> Iterator[Finding]:
         check_pickle(io.BytesIO(head), f"member {shown(name)}")
     except VitralError as error:
         yield refused(file, "pickle-code", str(error).removeprefix(": "))
-
-
-def hidden_archive(path: Path) -> bool:
-    """Whether a file that is no archive by its beginning is one by its end: two programs would see two files."""
-    data = map_file(path)
-    tail = data[-(22 + 0xFFFF) :].tobytes()
-    at = tail.rfind(b"PK\x05\x06")
-    return at >= 0 and at + 22 <= len(tail) and at + 22 + int.from_bytes(tail[at + 20 : at + 22], "little") == len(tail)

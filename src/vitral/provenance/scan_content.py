@@ -12,11 +12,10 @@ import numpy as np
 
 from vitral.formats.gguf import GgufFile, read_gguf
 from vitral.formats.json_text import read_object
-from vitral.formats.safetensors import read_safetensors, shard_names
+from vitral.native import Texts
 from vitral.provenance.findings import Finding, note, refused
 from vitral.provenance.scan_config import scan_config
 from vitral.provenance.scan_tokenizer import scan_added_tokens, scan_rules
-from vitral.tokenizer.load import read_definition
 
 __all__ = ["READ_BY_US", "Content", "read_gguf_content", "read_json_content", "read_safetensors_content"]
 
@@ -65,7 +64,7 @@ def read_gguf_content(path: Path, file: str, content: Content) -> Iterator[Findi
 
 def _gguf_tokens(metadata: Mapping[str, Any]) -> list[tuple[int | None, str, bool]]:
     tokens, types = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(tokens, list) or types is None or len(types) != len(tokens):
+    if not isinstance(tokens, list | Texts) or types is None or len(types) != len(tokens):
         return []
     kinds = np.asarray(types)
     found = np.flatnonzero((kinds == _CONTROL) | (kinds == _USER_DEFINED)).tolist()
@@ -74,6 +73,8 @@ def _gguf_tokens(metadata: Mapping[str, Any]) -> list[tuple[int | None, str, boo
 
 def read_safetensors_content(path: Path, file: str) -> Iterator[Finding]:
     """A safetensors file's structure."""
+    from vitral.formats.safetensors import read_safetensors
+
     yield from ()
     if not read_safetensors(path):
         yield note(file, "no-tensors", "a safetensors file without tensors")
@@ -81,6 +82,9 @@ def read_safetensors_content(path: Path, file: str) -> Iterator[Finding]:
 
 def read_json_content(path: Path, file: str, content: Content) -> Iterator[Finding]:
     """A JSON file: what asks for code, templates, added tokens, rules that rewrite."""
+    from vitral.formats.safetensors import shard_names
+    from vitral.tokenizer.load import read_definition
+
     known = path.name in READ_BY_US
     if path.name in ("tokenizer.json", "tekken.json", "added_tokens.json", "tokenizer_config.json"):
         found: Any = read_definition(path)

@@ -8,9 +8,10 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from vitral.formats.bounds import map_file
 from vitral.provenance.findings import Finding, note, person, refused, shown
 
-__all__ = ["program_kind", "scan_name", "walk"]
+__all__ = ["hidden_archive", "program_kind", "scan_name", "walk"]
 
 _MOST_FILES = 10_000
 _USUAL_HIDDEN = frozenset(
@@ -126,3 +127,11 @@ def program_kind(head: bytes) -> str | None:
     ('a script', None)
     """
     return next((kind for magic, kind in _PROGRAMS.items() if head.startswith(magic)), None)
+
+
+def hidden_archive(path: Path) -> bool:
+    """Whether a file that is no archive by its beginning is one by its end: two programs would see two files."""
+    data = map_file(path)
+    tail = data[-(22 + 0xFFFF) :].tobytes()
+    at = tail.rfind(b"PK\x05\x06")
+    return at >= 0 and at + 22 <= len(tail) and at + 22 + int.from_bytes(tail[at + 20 : at + 22], "little") == len(tail)

@@ -12,7 +12,7 @@ from vitral.formats.adapters import read_adapter
 from vitral.formats.canonical import Checkpoint
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import admitted
-from vitral.language_model import tokenizer_of
+from vitral.loading import tokenizer_of
 from vitral.provenance.bases import Base
 from vitral.serve.engines import ABILITIES, Facts
 from vitral.serve.models import Model, public_name

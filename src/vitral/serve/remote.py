@@ -22,7 +22,7 @@ from vitral.engine.request import SamplingParams
 from vitral.errors import EngineLost, Overloaded, RequestError, SettingsError, VitralError
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import admitted
-from vitral.language_model import tokenizer_of
+from vitral.loading import tokenizer_of
 from vitral.serve.engines import Ask, Ended, Facts, OnEvent, Said
 from vitral.serve.models import Model
 from vitral.serve.residency import Residency

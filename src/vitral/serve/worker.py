@@ -21,7 +21,8 @@ import numpy as np
 from vitral.engine.digest import logits_digest
 from vitral.engine.request import Finished, NewToken, PromptScored
 from vitral.errors import FormatError, HardwareError, Overloaded, RequestError, VitralError
-from vitral.language_model import LanguageModel, load
+from vitral.language_model import LanguageModel
+from vitral.loading import load
 from vitral.model.law import F32
 from vitral.serve.build import kernels_digest
 from vitral.serve.constraints import constraint_from

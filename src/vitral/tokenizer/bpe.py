@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import repeat
 from typing import Any, TypeVar
 
 from vitral.errors import TokenizerError
+from vitral.native import Merges, Texts
 from vitral.tokenizer.pretokenizer import PreTokenizer
 from vitral.tokenizer.special import Special, Specials
 from vitral.tokenizer.stream import SpaceRule
-from vitral.tokenizer.tokenizer import END_OF_TURN, Tokenizer, is_control, token_ids_by_text
+from vitral.tokenizer.tokenizer import END_OF_TURN, Codec, Tokenizer, is_control, token_ids_by_text
 from vitral.tokenizer.vocab import (
     MOST_PIECES,
     NEVER_TEXT,
     SPACE_MARK,
+    AlphabetBytes,
     Kind,
     Vocabulary,
+    byte_alphabet,
     byte_piece,
     from_byte_alphabet,
-    from_byte_alphabets,
     from_space_mark,
     kept_apart,
     looks_like_control,
 )
 
-__all__ = ["Named", "from_json", "from_merges", "guarded"]
+__all__ = ["LibraryCodec", "MergesCodec", "Named", "from_json", "from_merges", "guarded"]
 
 T = TypeVar("T")
 
@@ -49,36 +50,79 @@ class Named:
 
 
 class LibraryCodec:
-    """`tokenizers` behind the Codec protocol."""
+    """`tokenizers` behind the Codec protocol; `definition` is what it is made of, as a tokenizer.json has it."""
 
     def __init__(self, definition: Mapping[str, Any], rule: SpaceRule) -> None:
-        self._definition, self._rule = definition, rule
+        self.definition, self._rule = definition, rule
         self._main = _load(definition)
 
     @cached_property
     def _without_prefix(self) -> Any:
-        return _load({**self._definition, "pre_tokenizer": _unprefixed(self._definition["pre_tokenizer"])})
+        return _load({**self.definition, "pre_tokenizer": _unprefixed(self.definition["pre_tokenizer"])})
 
     def encode(self, text: str, after_special: bool) -> list[int]:
         backend = self._without_prefix if after_special and self._rule is SpaceRule.START else self._main
-        ids: list[int] = guarded(lambda: backend.encode(text, add_special_tokens=False).ids, "the text")
-        return ids
+        return _encode(backend, text)
 
 
-def from_merges(
-    pieces: Sequence[str], kinds: Sequence[Kind], merges: Sequence[str], pre: PreTokenizer, named: Named
-) -> Tokenizer:
+class MergesCodec:
+    """The same over byte-level merges. The library takes some 50 ms to read 50,000 pieces: until it has been asked for a
+    few texts, or for a long one, it gets those that are parts of the text, which are all that merging comes by.
+    """
+
+    def __init__(self, rules: Mapping[str, Any], pieces: Texts, merges: Texts) -> None:
+        self.rules, self._pieces, self._texts = rules, pieces, merges
+        self._merges = Merges(pieces, merges)
+        if (id := self._merges.twice) >= 0:
+            raise TokenizerError(
+                f"the piece {pieces[id]!r} stands in the vocabulary twice; which id is meant cannot be known"
+            )
+        if (place := self._merges.odd) >= 0:
+            raise TokenizerError(f"the merge {merges[place]!r} is not two pieces with a space between them")
+        if (unknown := self._merges.unknown) is not None:
+            raise TokenizerError(f"a merge is of or to {unknown!r}, which is no piece of the vocabulary")
+        self._n_encoded, self._part = 0, ("", self._of_part(""))
+
+    @cached_property
+    def definition(self) -> Mapping[str, Any]:
+        """All of it, as a tokenizer.json has it."""
+        vocab = dict(zip(self._pieces, range(len(self._pieces)), strict=True))
+        return self._with(vocab, _pairs(self._texts.tolist()))
+
+    @cached_property
+    def _main(self) -> Any:
+        return _load(self.definition)
+
+    def encode(self, text: str, after_special: bool) -> list[int]:
+        self._n_encoded += 1
+        if self._n_encoded > _FEW_TEXTS or len(text) > _SHORT_TEXT:
+            return _encode(self._main, text)
+        part = self._part
+        if text not in part[0]:  # what a text has, all that stand in it have
+            part = self._part = (text, self._of_part(text))
+        return _encode(part[1], text)
+
+    def _of_part(self, text: str) -> Any:
+        alphabet = byte_alphabet()
+        vocab, merges = self._merges.within("".join(alphabet[byte] for byte in text.encode()))
+        added = {entry["content"]: entry["id"] for entry in self.rules["added_tokens"]}
+        return _load(self._with({**vocab, **added}, merges))
+
+    def _with(self, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        return {**self.rules, "model": {**self.rules["model"], "vocab": vocab, "merges": merges}}
+
+
+_FEW_TEXTS, _SHORT_TEXT = 16, 256  # a chat is some texts, with control tokens between them
+
+
+def _encode(backend: Any, text: str) -> list[int]:
+    ids: list[int] = guarded(lambda: backend.encode(text, add_special_tokens=False).ids, "the text")
+    return ids
+
+
+def from_merges(pieces: Texts, kinds: Sequence[Kind], merges: Texts, pre: PreTokenizer, named: Named) -> Tokenizer:
     """A byte-level BPE tokenizer from its lists, as GGUF holds them. Raises TokenizerError."""
-    ids = dict(zip(pieces, range(len(pieces)), strict=True))
-    if len(ids) != len(pieces):
-        twice = next(piece for id, piece in enumerate(pieces) if ids[piece] != id)
-        raise TokenizerError(f"the piece {twice!r} stands in the vocabulary twice; which id is meant cannot be known")
     kinds = _marked(kinds, named, pieces)
-    if not set(map(str.count, merges, repeat(" "))) <= {1}:
-        wrong = next(merge for merge in merges if merge.count(" ") != 1)
-        raise TokenizerError(f"the merge {wrong!r} is not two pieces with a space between them")
-    parts = " ".join(merges).split(" ") if merges else []
-    pairs = list(zip(parts[::2], parts[1::2], strict=True))
     literal = [id for id in kept_apart(kinds) if kinds[id] in _ADDED]
     added = [
         {"id": id, "content": pieces[id], "special": is_control(kinds[id]), "normalized": False}
@@ -91,19 +135,15 @@ def from_merges(
         for pattern in pre.patterns
     ]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    definition = {
+    rules = {
         "added_tokens": added,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*split, level]},
-        "model": {"type": "BPE", "vocab": ids, "merges": pairs, "ignore_merges": pre.ignore_merges},
+        "model": {"type": "BPE", "ignore_merges": pre.ignore_merges},
     }
-    spelled = list(pieces)
-    for id in literal:
-        spelled[id] = ""
-    data = from_byte_alphabets(spelled)
-    for id in literal:
-        data[id] = pieces[id].encode()
-    vocabulary = Vocabulary(tuple(pieces), tuple(data), tuple(kinds))
-    return _assemble(definition, vocabulary, [], SpaceRule.NEVER, named)
+    data = AlphabetBytes(pieces, {id: pieces[id].encode() for id in literal})
+    vocabulary = Vocabulary(pieces, data, tuple(kinds))
+    codec = MergesCodec(rules, pieces, merges)
+    return _assemble(rules, vocabulary, codec, [], SpaceRule.NEVER, named, lambda: map(str.encode, merges))
 
 
 def from_json(definition: Mapping[str, Any], named: Named) -> Tokenizer:
@@ -142,7 +182,8 @@ def from_json(definition: Mapping[str, Any], named: Named) -> Tokenizer:
     pairs = guarded(lambda: _pairs(model.get("merges") or []), "the merges")
     clean = {key: definition.get(key) for key in ("normalizer", "pre_tokenizer")}
     clean |= {"model": {**model, "merges": pairs}, "added_tokens": added}
-    return _assemble(clean, vocabulary, [entry for entry in added if entry["special"]], rule, named)
+    flags = [entry for entry in added if entry["special"]]
+    return _assemble(clean, vocabulary, LibraryCodec(clean, rule), flags, rule, named, lambda: _merge_bytes(pairs))
 
 
 def guarded(action: Callable[[], T], what: str) -> T:
@@ -159,14 +200,15 @@ def guarded(action: Callable[[], T], what: str) -> T:
 def _assemble(
     definition: Mapping[str, Any],
     vocabulary: Vocabulary,
+    codec: Codec,
     flags: Sequence[Mapping[str, Any]],
     rule: SpaceRule,
     named: Named,
+    merges: Callable[[], Iterable[bytes]],
 ) -> Tokenizer:
+    controls = vocabulary.specials()
     strips = {entry["id"]: (bool(entry.get("lstrip")), bool(entry.get("rstrip"))) for entry in flags}
-    specials = Specials(
-        Special(id, text, *strips.get(id, (False, False))) for text, id in vocabulary.specials().items()
-    )
+    specials = Specials(Special(id, text, *strips.get(id, (False, False))) for text, id in controls.items())
     ends = {id for id in (named.eos_id, *named.eos_ids) if id is not None}
     rules = {key: value for key, value in definition.items() if key != "model"}
     rules |= {key: value for key, value in definition["model"].items() if key not in ("vocab", "merges")}
@@ -174,10 +216,10 @@ def _assemble(
     return Tokenizer(
         kind="bpe",
         vocabulary=vocabulary,
-        codec=LibraryCodec(definition, rule),
+        codec=codec,
         specials=specials,
         space=rule,
-        fingerprint=lambda: vocabulary.digest(settings, _merge_bytes(definition["model"]["merges"])),
+        fingerprint=lambda: vocabulary.digest(settings, merges()),
         bos_id=named.bos_id,
         eos_id=named.eos_id,
         unk_id=named.unk_id,
@@ -231,12 +273,12 @@ def _merge_bytes(merges: Sequence[tuple[str, str]]) -> Iterator[bytes]:
 
 def _marked(kinds: Sequence[Kind], named: Named, pieces: Sequence[str]) -> list[Kind]:
     """The kinds, control where the checkpoint names an id as special or the piece is written like one."""
-    marked, user = list(kinds), Kind.USER
+    marked = list(kinds)
     for id in (named.bos_id, named.eos_id, named.pad_id, *named.eos_ids):
         if id is not None and 0 <= id < len(marked) and marked[id] != Kind.UNKNOWN:
             marked[id] = Kind.CONTROL
-    for id, kind in enumerate(marked):
-        if kind is user and looks_like_control(pieces[id]):
+    for id in kept_apart(marked):
+        if marked[id] is Kind.USER and looks_like_control(pieces[id]):
             marked[id] = Kind.CONTROL
     return marked
 

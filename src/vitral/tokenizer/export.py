@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitral.errors import TokenizerError
-from vitral.tokenizer.bpe import LibraryCodec
+from vitral.tokenizer.bpe import LibraryCodec, MergesCodec
 from vitral.tokenizer.gguf import from_gguf
 from vitral.tokenizer.pretokenizer import known_pretokenizers
 from vitral.tokenizer.protobuf import write_model
@@ -41,10 +41,10 @@ def to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
         found["tokenizer.ggml.remove_extra_whitespaces"] = model.squeeze_spaces
     elif isinstance(codec, RankCodec):
         found = _ranks(tokenizer)
-    elif isinstance(codec, LibraryCodec) and _is_byte_level(codec._definition):
-        found = _byte_level(tokenizer, codec._definition)
+    elif isinstance(codec, LibraryCodec | MergesCodec) and _is_byte_level(codec.definition):
+        found = _byte_level(tokenizer, codec.definition)
     elif isinstance(codec, LibraryCodec):
-        merges = [_pair(merge) for merge in codec._definition["model"].get("merges") or []]
+        merges = [_pair(merge) for merge in codec.definition["model"].get("merges") or []]
         found = _sentencepiece(tokenizer, _scores_of(tokenizer.vocabulary.pieces, merges))
         found["tokenizer.ggml.add_space_prefix"] = tokenizer.space is not SpaceRule.NEVER
     else:
@@ -67,8 +67,8 @@ def to_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     if isinstance(tokenizer.codec, SentencePieceCodec):
         found["tokenizer.model"] = write_model(tokenizer.codec._model)
-    elif isinstance(tokenizer.codec, LibraryCodec):
-        found["tokenizer.json"] = _dumped(_definition(tokenizer, tokenizer.codec._definition))
+    elif isinstance(tokenizer.codec, LibraryCodec | MergesCodec):
+        found["tokenizer.json"] = _dumped(_definition(tokenizer, tokenizer.codec.definition))
     else:
         raise TokenizerError(f"a tokenizer of kind {tokenizer.kind!r} cannot be written to files")
     named = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitral.errors import TokenizerError
+from vitral.native import Texts, texts_of
 from vitral.tokenizer.bpe import Named, from_merges
 from vitral.tokenizer.pretokenizer import pretokenizer
 from vitral.tokenizer.protobuf import Piece, PieceModel
@@ -26,13 +27,13 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     Raises TokenizerError for a missing key, a vocabulary of another family, or an unknown pre-tokeniser.
     """
     model = _text(metadata, "model")
-    pieces = _list(metadata, "tokens", str)
+    pieces = _texts(metadata, "tokens")
     kinds = _kinds(metadata, len(pieces))
     if model == "llama":
-        tokenizer = _sentencepiece(metadata, pieces, kinds)
+        tokenizer = _sentencepiece(metadata, pieces.tolist(), kinds)
     elif model == "gpt2":
         pre = pretokenizer(_text(metadata, "pre"))
-        merges = _list(metadata, "merges", str)
+        merges = _texts(metadata, "merges")
         tokenizer = from_merges(pieces, kinds, merges, pre, _named(metadata, add_bos=pre.add_bos))
     else:
         raise TokenizerError(f"the GGUF vocabulary is of type {model!r}; Llama and Mistral use 'llama' or 'gpt2'")
@@ -97,7 +98,7 @@ def _kinds(metadata: Mapping[str, Any], size: int) -> list[Kind]:
         )
     kinds = {kind.value: kind for kind in Kind}
     try:
-        return [kinds[number] for number in numbers]
+        return list(map(kinds.__getitem__, numbers))
     except KeyError:
         wrong = next(number for number in numbers if number not in Kind.__members__.values())
         raise TokenizerError(f"a piece of the GGUF vocabulary has the type {wrong}; allowed: 1 to 6") from None
@@ -116,6 +117,17 @@ def _list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
             f"the GGUF key {_PREFIX + key!r} has {len(value)} entries; at most {2 * MOST_PIECES} are allowed"
         )
     return value
+
+
+def _texts(metadata: Mapping[str, Any], key: str) -> Texts:
+    """The same of strings, which stay where they are."""
+    value = metadata.get(_PREFIX + key)
+    if isinstance(value, Texts) and len(value) <= 2 * MOST_PIECES:
+        return value
+    try:
+        return texts_of(_list(metadata, key, str))
+    except UnicodeEncodeError:
+        raise TokenizerError(f"the GGUF key {_PREFIX + key!r} holds a string with half of a character") from None
 
 
 def _text(metadata: Mapping[str, Any], key: str) -> str:

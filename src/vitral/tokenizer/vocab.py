@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from itertools import accumulate, compress, pairwise, repeat
+from itertools import compress, repeat
 from operator import is_not
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import overload
 
 from vitral.errors import TokenizerError
+from vitral.native import Texts
 
 __all__ = [
+    "AlphabetBytes",
     "MOST_PIECES",
     "NEVER_TEXT",
     "SPACE_MARK",
@@ -29,7 +29,6 @@ __all__ = [
     "byte_alphabet",
     "byte_piece",
     "from_byte_alphabet",
-    "from_byte_alphabets",
     "from_space_mark",
     "kept_apart",
     "looks_like_control",
@@ -57,15 +56,57 @@ class Kind(IntEnum):
 NEVER_TEXT = (Kind.CONTROL, Kind.UNKNOWN)  # kinds that plain text never becomes
 
 
+class AlphabetBytes(Sequence[bytes]):
+    """The bytes of byte-level pieces, each found when it is asked for; `instead` has those of some ids.
+
+    >>> from vitral.native import texts_of
+    >>> list(AlphabetBytes(texts_of(["ĠA", "<s>"]), {1: b"<s>"}))
+    [b' A', b'<s>']
+    """
+
+    def __init__(self, pieces: Texts, instead: Mapping[int, bytes]) -> None:
+        self._pieces, self._instead = pieces, instead
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    @overload
+    def __getitem__(self, id: int) -> bytes: ...
+    @overload
+    def __getitem__(self, id: slice) -> list[bytes]: ...
+    def __getitem__(self, id: int | slice) -> bytes | list[bytes]:
+        if isinstance(id, slice):
+            return list(self)[id]
+        id = range(len(self))[id]
+        found = self._instead.get(id)
+        return from_byte_alphabet(self._pieces[id]) if found is None else found
+
+    def __iter__(self) -> Iterator[bytes]:
+        found = list(map(from_byte_alphabet, self._pieces))
+        for id, data in self._instead.items():
+            found[id] = data
+        return iter(found)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def longest(self) -> int:
+        """At least the bytes of the longest."""
+        return self._pieces.longest
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Id -> piece, bytes and kind; the three tuples are equally long.
+    """Id -> piece, bytes and kind; the three are equally long.
 
     Raises TokenizerError when they contradict each other.
     """
 
-    pieces: tuple[str, ...]  # as the file spells them
-    token_bytes: tuple[bytes, ...]  # what an id means in the text
+    pieces: Sequence[str]  # as the file spells them
+    token_bytes: Sequence[bytes]  # what an id means in the text
     kinds: tuple[Kind, ...]
 
     def __post_init__(self) -> None:
@@ -75,7 +116,8 @@ class Vocabulary:
         if len(self.token_bytes) != size or len(self.kinds) != size:
             found = f"{size} pieces, {len(self.token_bytes)} byte strings, {len(self.kinds)} kinds"
             raise TokenizerError(f"a vocabulary has {found}; they must be equally many")
-        longest = max(map(len, self.token_bytes))
+        data = self.token_bytes
+        longest = data.longest if isinstance(data, AlphabetBytes) else max(map(len, data))
         if longest > _LONGEST_PIECE:
             raise TokenizerError(f"a piece of {longest} bytes; at most {_LONGEST_PIECE} are allowed")
 
@@ -148,25 +190,6 @@ def from_byte_alphabet(piece: str) -> bytes:
         return piece.translate(_to_latin_1()).encode("latin-1")
     except UnicodeEncodeError:
         return piece.encode("utf-8", "surrogatepass")
-
-
-@cache
-def _by_code() -> NDArray[np.int16]:
-    """The byte of each UTF-16 code of the alphabet, (65536,); -1 for all others."""
-    table = np.full(1 << 16, -1, np.int16)
-    for byte, character in byte_alphabet().items():
-        table[ord(character)] = byte
-    return table
-
-
-def from_byte_alphabets(pieces: Sequence[str]) -> list[bytes]:
-    """`from_byte_alphabet` of every piece, by one look-up for all where all are of the alphabet."""
-    codes = np.frombuffer("".join(pieces).encode("utf-16-le", "surrogatepass"), "<u2")
-    found = _by_code()[codes]
-    if found.size and found.min() < 0:
-        return [from_byte_alphabet(piece) for piece in pieces]
-    data = found.astype(np.uint8).tobytes()
-    return [data[start:end] for start, end in pairwise(accumulate(map(len, pieces), initial=0))]
 
 
 def byte_piece(piece: str) -> int | None:

@@ -14,7 +14,7 @@ from vitral.formats.canonical import Checkpoint
 from vitral.formats.checkpoint import open_checkpoint
 from vitral.hub import admitted
 from vitral.hub.data_sets import fetch_data_set
-from vitral.language_model import tokenizer_of
+from vitral.loading import tokenizer_of
 from vitral.tokenizer.tokenizer import Tokenizer
 from vitral.tune import distributed
 from vitral.tune.data.load import DataSet, Item, load_data

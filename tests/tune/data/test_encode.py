@@ -9,7 +9,7 @@ import pytest
 from tests.tune.conftest import CHATML, write_chats, write_tiny
 from vitral.errors import DataError, TemplateError
 from vitral.formats.checkpoint import open_checkpoint
-from vitral.language_model import tokenizer_of
+from vitral.loading import tokenizer_of
 from vitral.tokenizer.chat import built_in, built_in_names
 from vitral.tokenizer.tokenizer import Tokenizer
 from vitral.tune.batch import Row
