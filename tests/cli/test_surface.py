@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from vitral.cli.main import app
+from vitral.cli.main import app, outline
 
 
 def every_command(group: Any = None, path: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -42,3 +42,12 @@ def test_every_command_and_option_says_what_it_is_for(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_of_commands_cuts_no_sentence(name: str) -> None:
     assert not COMMANDS[name].get_short_help_str(limit=65).endswith("...")
+
+
+def test_the_outline_says_of_each_command_what_it_says_of_itself() -> None:
+    whole, brief = get_command(app()), get_command(outline())
+    said = [
+        {name: command.get_short_help_str(limit=200) for name, command in program.commands.items()}
+        for program in (whole, brief)
+    ]
+    assert said[0] == said[1]

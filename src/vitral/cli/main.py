@@ -25,36 +25,57 @@ _INTERRUPTED = 130
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer brings a click of its own, unnamed
 
 COMMANDS = {
-    "run": "run:run",
-    "serve": "serve:serve",
-    "replay": "replay:replay",
-    "evidence": "evidence:evidence",
-    "inspect": "inspect:inspect",
-    "show": "show:show",
-    "pull": "models:pull",
-    "list": "models:list_models",
-    "rm": "models:rm",
-    "convert": "convert:convert",
-    "quantize": "quantize:quantize",
-    "perplexity": "perplexity:perplexity",
-    "tokenize": "tokenize:tokenize",
-    "scan": "scan:scan",
-    "digest": "digest:digest",
-    "diff": "diff:diff",
-    "drift": "drift:drift",
-    "bom": "bom:bom",
-    "sign": "sign:sign",
-    "verify": "sign:verify",
-    "bench": "bench:bench",
-    "tune": "tune:app",
-    "doctor": "doctor:doctor",
-    "licence": "licence:app",
+    "run": ("run:run", "Chat with a model, or answer once."),
+    "serve": ("serve:serve", "Serve models over HTTP."),
+    "replay": ("replay:replay", "Run a recorded answer again and compare every step."),
+    "evidence": ("evidence:evidence", "Prove an answer with values from inside the model."),
+    "inspect": ("inspect:inspect", "Show what a model saw, expected and weighed in a text."),
+    "show": ("show:show", "Show what a model is and what it needs."),
+    "pull": ("models:pull", "Fetch a model and verify its digest."),
+    "list": ("models:list_models", "List fetched models and known short names."),
+    "rm": ("models:rm", "Delete a model from the store."),
+    "convert": ("convert:convert", "Write a model in another layout with the same values."),
+    "quantize": ("quantize:quantize", "Quantise a model to GGUF and report the error of each tensor."),
+    "perplexity": ("perplexity:perplexity", "Measure how well a model predicts a text, by sliding windows."),
+    "tokenize": ("tokenize:tokenize", "Show which tokens a text becomes."),
+    "scan": ("scan:scan", "Look for code, lying headers and poisoned templates."),
+    "digest": ("digest:digest", "Digest every file of a model, and its weights by themselves."),
+    "diff": ("diff:diff", "Say what differs between two models, across layouts."),
+    "drift": ("drift:drift", "Compare two files of one model from the inside."),
+    "bom": ("bom:bom", "Write a model's bill of materials, or check somebody's."),
+    "sign": ("sign:sign", "Sign every file of a model with a key of your own."),
+    "verify": ("sign:verify", "Say whether a model is what was signed, or evidence is exact."),
+    "bench": ("bench:bench", "Measure how fast a model is on this machine."),
+    "doctor": ("doctor:doctor", "Say what this machine offers, and test every kernel."),
+    "tune": ("tune:app", "Teach a model: fine-tuning, preferences, merging, experts."),
+    "licence": ("licence:app", "Licences: a verdict with the clause that decides, and what must travel."),
 }
-"""Each command, in the order of the help, and where it is: a module of this package and a function, or a group."""
+"""Each command, in the order of the help: where it is, a module of this package and a function or a group, and what
+the list of commands says of it, which is the first sentence of its help."""
 
 
 def app(only: str | None = None) -> typer.Typer:
     """The program with all its commands, or with one: the modules of the others then stay unread."""
+    program = _program()
+    for name in COMMANDS if only is None else [only]:
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command = getattr(import_module(f"vitral.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            program.add_typer(command, name=name)
+        else:
+            program.command(name)(command)
+    return program
+
+
+def outline() -> typer.Typer:
+    """The program with the names of its commands and a sentence on each, for help and refusals: no module is read."""
+    program = _program()
+    for name, (_, about) in COMMANDS.items():
+        program.command(name, help=about)(_options)
+    return program
+
+
+def _program() -> typer.Typer:
     program = typer.Typer(
         name="vitral",
         help="Run Llama, Mistral and Mixtral models here, see inside them, and get the same bits every time.",
@@ -64,21 +85,14 @@ def app(only: str | None = None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     program.callback()(_options)
-    for name in COMMANDS if only is None else [only]:
-        module, _, attribute = COMMANDS[name].partition(":")
-        command = getattr(import_module(f"vitral.cli.{module}"), attribute)
-        if isinstance(command, typer.Typer):
-            program.add_typer(command, name=name)
-        else:
-            program.command(name)(command)
     return program
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from vitral.cli import doctor
+        from vitral.version import version
 
-        sys.stdout.write(f"vitral {doctor.version()}\n")
+        sys.stdout.write(f"vitral {version()}\n")
         raise typer.Exit
 
 
@@ -98,13 +112,13 @@ def main() -> None:
 
 def _code(args: list[str]) -> int:
     named = next((argument for argument in args if not argument.startswith("-")), None)
-    if args == [named] and COMMANDS.get(named or "", "").endswith(":app"):  # a group alone: which commands it has
+    if args == [named] and COMMANDS.get(named or "", ("", ""))[0].endswith(
+        ":app"
+    ):  # a group alone: which commands it has
         args = [*args, "--help"]
     try:
-        code = (
-            app(named if named in COMMANDS else None)(args or ["--help"], prog_name="vitral", standalone_mode=False)
-            or 0
-        )
+        program = app(named) if named in COMMANDS else outline()
+        code = program(args or ["--help"], prog_name="vitral", standalone_mode=False) or 0
         sys.stdout.flush()  # here, where a reader that has gone is no traceback
         if code == _INTERRUPTED:  # typer makes an exit code of it when a command was running
             raise KeyboardInterrupt
