@@ -33,6 +33,7 @@ from vitral.lens import (
 from vitral.lens.analysis import Analysis, LawView, analyse
 from vitral.lens.inspect import inspect
 from vitral.lens.light import LightSet
+from vitral.lens.record import record
 from vitral.loading import of_checkpoint
 from vitral.model.spec import MoeSpec
 
@@ -64,6 +65,20 @@ def model(data_dir: Path) -> Iterator[LanguageModel]:
             values[f"blocks.{layer}.mlp.experts.{e}.{part}"] = value + noise
     with of_checkpoint(replace(found, spec=spec, weights=as_weights(spec, values)), threads=1) as model:
         yield model
+
+
+def test_neurons_of_a_network_and_of_experts_add_up_to_what_their_blocks_write(model: LanguageModel) -> None:
+    cache = record(model, [1, *IDS])
+    neurons, labels = cache.stack_neuron_results(3, return_labels=True)
+    F = model.spec.hidden_dim
+    assert len(labels) == len(neurons) == F * (1 + 3 + 3)
+    assert labels[F - 1 : F + 1] == [f"L0N{F - 1}", "L1E0N0"]
+    for layer, of in enumerate((neurons[:F], neurons[F : 4 * F], neurons[4 * F :])):
+        np.testing.assert_allclose(of.sum(axis=0), cache["mlp_out", layer], atol=1e-5)
+    assert (
+        cache.stack_neuron_results(2, slice(3)).tobytes()
+        == neurons[[*range(3), *(F * e + n for e in (1, 2, 3) for n in range(3))]].tobytes()
+    )
 
 
 def test_parts_add_up_and_a_dense_layer_has_no_experts(glass: Glass) -> None:

@@ -189,20 +189,36 @@ class ActivationCache(Mapping[str, Array]):
         incl_remainder: bool = False,
         return_labels: bool = False,
     ) -> F32 | tuple[F32, list[str]]:
-        """What each neuron of the blocks before `layer` adds: (L * F, T, C). Large: give a slice. Dense models only."""
-        if self.spec.moe is not None:
-            raise RequestError(
-                "neurons of a mixture of experts belong to experts; read mlp.experts.E.hook_post instead"
-            )
+        """What each neuron of the blocks before `layer` adds: (n, T, C), labels L0N5. Large: give a slice.
+
+        In a mixture of experts the neurons of each expert, times its mixing weight, labels L0E3N5: the slice is taken of
+        every expert, and what an expert adds to a token that did not go to it is 0.
+        """
         labels, parts = [], []
         for i in range(self._layer(layer)):
-            post, w = self._met(f"blocks.{i}.mlp.down.weight", self["post", i])
-            for n in range(self.spec.hidden_dim)[neuron_slice]:
-                labels.append(f"L{i}N{n}")
-                parts.append(post[:, n, None] * w[:, n])
+            for of, name, rows, share in self._networks(i):
+                neurons = range(self.spec.hidden_dim)[neuron_slice]
+                part = np.zeros((len(neurons), len(self["mlp_out", i]), self.spec.dim), np.float32)
+                if len(rows):
+                    post, w = self._met(f"{name}.down.weight", self[f"{name}.hook_post"])
+                    part[:, rows] = (share * post.T[neuron_slice])[:, :, None] * w.T[neuron_slice][:, None]
+                parts += list(part)
+                labels += [f"{of}N{n}" for n in neurons]
         if incl_remainder:
             parts, labels = self._with_remainder(parts, labels, layer)
         return self._stacked(parts, labels, layer, apply_ln, return_labels)
+
+    def _networks(self, layer: int) -> Iterator[tuple[str, str, NDArray[np.int64], F32]]:
+        """Label and name of a block's network or of each expert, the rows of its tokens, its weight for each."""
+        moe = self.spec.moe_of(layer)
+        if moe is None:
+            rows = np.arange(len(self["post", layer]))
+            yield f"L{layer}", f"blocks.{layer}.mlp", rows, np.ones(len(rows), np.float32)
+            return
+        indices, weights = self["expert_indices", layer], self["expert_weights_topk", layer]
+        for expert in range(moe.n_experts):
+            rows, place = np.nonzero(indices == expert)
+            yield f"L{layer}E{expert}", f"blocks.{layer}.mlp.experts.{expert}", rows, weights[rows, place]
 
     def apply_ln_to_stack(
         self, residual_stack: F32, layer: int | None = None, mlp_input: bool = False, recompute_ln: bool = False
