@@ -75,7 +75,10 @@ def verify(
         _verify_evidence(Path(model), key, weights, adapter, threads, as_json)
         return
     if given := [n for n, v in (("--model", weights), ("--adapter", adapter), ("--threads", threads)) if v is not None]:
-        raise SettingsError(f"{', '.join(given)} is for evidence, and {model} is none; leave it out")
+        raise SettingsError(
+            f"{', '.join(given)} is for evidence, and {model} is none, or too damaged to be known as it (a JSON object "
+            "that ends with its signatures); for a model leave it out"
+        )
     if key is None:
         raise SettingsError("the signature of a model is verified with --key FILE, the public key")
     verdict = check(hub.resolve(model), key, signature)
