@@ -211,7 +211,7 @@ def test_an_adapter_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     ("plan", "message"),
     [
         ({"targets": ("router",)}, "router"),
-        ({"targets": ("q",), "layers": (7,)}, "'q'"),
+        ({"targets": ("q",), "layers": (7,)}, "there is no layer 7"),
         ({"targets": ("up",), "experts": (3,)}, "no expert 3"),
     ],
 )
