@@ -1,24 +1,6 @@
 // Compiled once for each instruction set, with VITRAL_ISA its name and its compiler flags.
 #include "kernels.h"
-#if defined(VITRAL_ISA_SCALAR)
-#define VITRAL_ISA scalar
-#include "isa/scalar.h"
-#elif defined(VITRAL_ISA_AVX2)
-#define VITRAL_ISA avx2
-#include "isa/avx2.h"
-#elif defined(VITRAL_ISA_AVX512VNNI)
-#define VITRAL_ISA avx512vnni
-#include "isa/avx512vnni.h"
-#elif defined(VITRAL_ISA_AMX)
-#define VITRAL_ISA amx
-#include "isa/amx.h"
-#elif defined(VITRAL_ISA_NEON)
-#define VITRAL_ISA neon
-#include "isa/neon.h"
-#elif defined(VITRAL_ISA_I8MM)
-#define VITRAL_ISA i8mm
-#include "isa/neon.h"
-#endif
+#include "isa/this.h"
 
 namespace vitral::VITRAL_ISA {
 namespace {
