@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -48,6 +49,7 @@ from vitral.serve.records import Generated, new_id
 from vitral.serve.service import Service
 from vitral.serve.traces import AnswerSpan
 
+log = logging.getLogger("vitral.serve")
 DIGESTS_S = 5.0  # that a record waits for those of its last tokens
 
 __all__ = ["Job", "Piece", "Progress", "Run", "salt_of"]
@@ -420,6 +422,10 @@ class Run:
                     self.progress[index].ended |= isinstance(event, Ended)
         for progress in self.progress:
             if progress.lacks_digests:
+                lost = len(progress.tokens) - len(progress.digests)
+                log.warning(
+                    "record %s ends %d tokens early: the engine gave no digest of their logits", self.record, lost
+                )
                 del progress.tokens[len(progress.digests) :]
 
     async def _end(self) -> None:
