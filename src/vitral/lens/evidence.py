@@ -149,7 +149,7 @@ def interventions_of(record: Mapping[str, Any]) -> tuple[Intervention, ...]:
 
 
 def is_evidence(path: Path) -> bool:
-    """Whether a file looks like an envelope: an object whose text has a payloadType. Nothing else is decided by it."""
+    """Whether a file looks like an envelope: an object whose end names its signatures. Nothing else is decided by it."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
